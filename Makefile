@@ -1,0 +1,46 @@
+# make demo    a real photograph, rendered at three focus planes
+# make test    the tests (make test PYTEST="--slow" for all of them)
+# make lint    style and types;  make format  puts the style right
+#
+# PYTHON  the interpreter a new environment is made from (3.10 or newer)
+# VENV    the environment to use; one you already have is fine:  make test VENV=/path/to/environment
+# PIP     more words for pip, for instance  PIP="--index-url https://download.pytorch.org/whl/cpu ..."
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP ?=
+PYTEST ?=
+
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint format install
+.DEFAULT_GOAL := demo
+
+demo: install
+	$(RUN) examples/demo.py
+
+test: install
+	$(RUN) -m pytest $(PYTEST)
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy bokehdiff
+
+format: install
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+# The stamp holds what was installed and from where, so that pip runs only when one of them changed.
+install: $(RUN)
+	@{ pwd; cat pyproject.toml; } | cmp -s - $(STAMP) || { \
+		echo "Installing bokehdiff and its tools into $(VENV) ..." && \
+		$(RUN) -m pip install $(PIP) --editable ".[dev]" && \
+		{ pwd; cat pyproject.toml; } > $(STAMP); }
+
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "bokehdiff needs Python 3.10 or newer; $(PYTHON) is not. Try: make demo PYTHON=python3.12"; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)

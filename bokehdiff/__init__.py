@@ -1,0 +1,111 @@
+"""Lens blur for photographs. Everything public, sorted by what a photographer wants to do.
+
+Nothing heavy is imported here: a name is loaded from its module the first time it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+TINY: str = str(Path(__file__).parent / "assets" / "tiny")
+"""Folder of the checkpoint inside the package, for ``BokehDiffPipeline.from_pretrained``."""
+
+if TYPE_CHECKING:
+    from .attention import PisaConfig, PisaGeometry, pisa_attention
+    from .images import (
+        focus_disparity_at,
+        linear_to_srgb,
+        read_disparity,
+        read_image,
+        srgb_to_linear,
+        write_image,
+    )
+    from .models import AutoencoderSpaceToDepth, LightTransportUNet
+    from .optics import (
+        circle_of_confusion,
+        depth_to_disparity,
+        normalise_disparity,
+        rescale_strength,
+        sensor_width_from_equivalent,
+        signed_defocus,
+        strength_from_camera,
+    )
+    from .pipelines import BokehDiffPipeline, BokehDiffPipelineOutput
+    from .rendering import Aperture, render_bokeh
+
+__all__ = [
+    # Blur a photograph with the diffusion model.
+    "BokehDiffPipeline",
+    "BokehDiffPipelineOutput",
+    "TINY",
+    # Blur it with classical optics.
+    "render_bokeh",
+    "Aperture",
+    # Read, choose the focus, write.
+    "read_image",
+    "read_disparity",
+    "focus_disparity_at",
+    "write_image",
+    # From a camera to blur strength, and from distances to disparity.
+    "strength_from_camera",
+    "sensor_width_from_equivalent",
+    "rescale_strength",
+    "depth_to_disparity",
+    "normalise_disparity",
+    # How blurred each pixel becomes.
+    "circle_of_confusion",
+    "signed_defocus",
+    # Display and linear light.
+    "srgb_to_linear",
+    "linear_to_srgb",
+    # Physics-inspired self-attention, to build with.
+    "pisa_attention",
+    "PisaGeometry",
+    "PisaConfig",
+    "LightTransportUNet",
+    "AutoencoderSpaceToDepth",
+    "__version__",
+]
+
+_HOMES = {
+    "pipelines": ("BokehDiffPipeline", "BokehDiffPipelineOutput"),
+    "rendering": ("render_bokeh", "Aperture"),
+    "images": (
+        "read_image",
+        "read_disparity",
+        "focus_disparity_at",
+        "write_image",
+        "srgb_to_linear",
+        "linear_to_srgb",
+    ),
+    "optics": (
+        "strength_from_camera",
+        "sensor_width_from_equivalent",
+        "rescale_strength",
+        "depth_to_disparity",
+        "normalise_disparity",
+        "circle_of_confusion",
+        "signed_defocus",
+    ),
+    "attention": ("pisa_attention", "PisaGeometry", "PisaConfig"),
+    "models": ("LightTransportUNet", "AutoencoderSpaceToDepth"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if name in _HOMES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_HOMES])
