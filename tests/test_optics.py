@@ -1,0 +1,167 @@
+"""The circle of confusion, K from a camera, unit conventions. What is refused: test_mistakes.py."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bokehdiff import optics
+
+
+def test_sign_and_size_of_defocus():
+    disparity = torch.tensor([0.9, 0.5, 0.2])
+    signed = optics.signed_defocus(disparity, 0.5, 10.0)
+    assert torch.allclose(signed, torch.tensor([4.0, 0.0, -3.0]))
+    assert torch.equal(optics.circle_of_confusion(disparity, 0.5, 10.0), signed.abs())
+
+
+def test_numbers_arrays_and_tensors_agree():
+    values = np.random.default_rng(0).random((2, 1, 3, 4))
+    focus, strength = [0.2, 0.7], [3.0, 5.0]
+    wanted = np.stack([strength[i] * (values[i] - focus[i]) for i in range(2)])
+    for df, K in (
+        (focus, strength),
+        (np.array(focus), np.array(strength)),
+        (torch.tensor(focus), torch.tensor(strength)),
+        (torch.tensor(focus).reshape(2, 1, 1, 1), torch.tensor(strength).reshape(2, 1, 1, 1)),
+    ):
+        array = optics.signed_defocus(values, df, K)
+        tensor = optics.signed_defocus(torch.from_numpy(values), df, K)
+        assert isinstance(array, np.ndarray) and isinstance(tensor, torch.Tensor)
+        assert np.allclose(array, wanted, atol=1e-6)
+        assert np.allclose(tensor.numpy(), wanted, atol=1e-6)
+    assert optics.signed_defocus(0.75, 0.25, 8) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dtype_is_kept_and_gradients_flow(dtype):
+    disparity = torch.rand(2, 1, 3, 4).to(dtype).requires_grad_()
+    df = torch.tensor([0.1, 0.6], dtype=torch.float64, requires_grad=True)
+    radius = optics.circle_of_confusion(disparity, df, 4.0)
+    assert radius.dtype == dtype
+    radius.sum().backward()
+    assert disparity.grad is not None and df.grad is not None
+
+
+def test_whole_number_disparity_does_not_round_the_focus():
+    assert optics.signed_defocus(torch.tensor([1]), 0.25, 2.0).item() == 1.5
+    assert optics.signed_defocus(np.array([[1], [0]]), [0.25, 0.5], 2.0).tolist() == [[1.5], [-1]]
+
+
+def test_depth_and_disparity_are_inverse():
+    depth = torch.tensor([0.5, 2.0, math.inf, 0.0, -1.0, math.nan])
+    for kind in (depth, depth.numpy()):
+        disparity = optics.depth_to_disparity(kind)
+        assert type(disparity) is type(kind)
+        assert np.array_equal(
+            np.asarray(disparity), [2, 0.5, 0, math.nan, math.nan, math.nan], equal_nan=True
+        )
+        back = optics.disparity_to_depth(disparity)
+        assert np.array_equal(np.asarray(back)[:3], [0.5, 2, math.inf])
+        assert np.isnan(np.asarray(back)[3:]).all()
+    assert optics.depth_to_disparity(4.0) == 0.25 and optics.disparity_to_depth(0.0) == math.inf
+    assert optics.depth_to_disparity(np.array([4])).dtype.kind == "f"
+    assert math.isnan(optics.depth_to_disparity(0.0))
+
+
+@pytest.mark.parametrize("kind", [torch.from_numpy, lambda array: array], ids=["torch", "numpy"])
+def test_normalising_keeps_every_radius(kind):
+    values = np.random.default_rng(0).uniform(7, 60, (2, 1, 5, 6))
+    values[0, 0, 0, 0] = np.nan
+    disparity = kind(values)
+    stretched, df, K = optics.normalise_disparity(disparity, 20.0, 0.3)
+    known = np.isfinite(values)
+    for image in range(2):
+        finite = np.asarray(stretched[image])[known[image]]
+        assert finite.min() == 0 and finite.max() == 1
+    before = np.asarray(optics.circle_of_confusion(disparity, 20.0, 0.3))
+    after = np.asarray(optics.circle_of_confusion(stretched, df, K))
+    assert np.allclose(before[known], after[known]) and np.isnan(after[0, 0, 0, 0])
+
+
+def test_normalising_one_image_with_plain_numbers_gives_plain_numbers():
+    stretched, df, K = optics.normalise_disparity(torch.tensor([[2.0, 6.0]]), 4.0, 5.0)
+    assert stretched.tolist() == [[0, 1]] and (df, K) == (0.5, 20.0)
+    assert isinstance(df, float) and isinstance(K, float)
+
+
+def test_constant_disparity_is_only_shifted():
+    stretched, df, K = optics.normalise_disparity(np.full((3, 4), 7.0), 9.0, 2.0)
+    assert (stretched == 0).all() and K * abs(0 - df) == 2.0 * 2
+
+
+def test_strength_from_camera_by_hand():
+    # 50 mm at f/2 focused at 2.05 m: 0.0025 * 2.05 / (4 * 2) m^2, on 36 mm for 3600 pixels.
+    wanted = 0.0025 * 2.05 / 8 * 1000 * 100
+    assert optics.strength_from_camera(2, 50, 2.05, 36, 3600) == pytest.approx(wanted)
+    at_infinity = optics.strength_from_camera(2, 50, math.inf, 36, 3600)
+    assert at_infinity == pytest.approx(0.0025 / 4 * 1000 * 100)
+    assert optics.strength_from_camera(2, 50, 1e9, 36, 3600) == pytest.approx(at_infinity)
+
+
+def test_strength_from_camera_scales_as_a_lens_does():
+    base = optics.strength_from_camera(2, 50, 3, 36, 3000)
+    assert optics.strength_from_camera(4, 50, 3, 36, 3000) == pytest.approx(base / 2)
+    half_size = optics.strength_from_camera(2, 50, 3, 36, 1500)
+    assert half_size == pytest.approx(optics.rescale_strength(base, 3000, 1500))
+
+
+def test_blur_of_a_thin_lens_traced_through_the_aperture():
+    """A point at depth z, two rays through the rim of the lens, their distance on the sensor."""
+    f, N, s, z, pixels_per_m = 0.085, 1.8, 2.5, 6.0, 4000 / 0.036
+    sensor = 1 / (1 / f - 1 / s)
+    image_of_point = 1 / (1 / f - 1 / z)
+    rim = f / N / 2
+    radius = rim * abs(sensor - image_of_point) / image_of_point * pixels_per_m
+    K = optics.strength_from_camera(N, 85, s, 36, 4000)
+    assert optics.circle_of_confusion(1 / z, 1 / s, K) == pytest.approx(radius)
+
+
+def test_golden_strength_from_exif(fixtures_root: Path):
+    """Every EXIF table under the fixtures: K and the sensor width from the 35 mm equivalent."""
+    rows = []
+    for file in sorted(fixtures_root.rglob("*.json")):
+        content = json.loads(file.read_text())
+        if isinstance(content, dict):
+            rows += content.get("exif_to_K", [])
+    if not rows:
+        pytest.skip(f"no exif_to_K table under {fixtures_root}")
+    for row in rows:
+        sensor = optics.sensor_width_from_equivalent(
+            row["f_mm"], row["f35_mm"], row["width_px"], row["height_px"]
+        )
+        assert sensor == pytest.approx(row["sensor_width_mm"], rel=1e-9)
+        K = optics.strength_from_camera(row["N"], row["f_mm"], row["s1_m"], sensor, row["width_px"])
+        assert K == pytest.approx(row["K"], rel=1e-9)
+
+
+def test_check_focus_and_strength_shapes():
+    for df, K in (
+        (0.5, 20),
+        ([0.5, 0.5], np.float64(20)),
+        (torch.tensor([0.5]), torch.full((2, 1, 1, 1), 20.0)),
+        (np.array(0.5), [20.0, 20.0]),
+    ):
+        focus, strength = optics.check_focus_and_strength(df, K, 2)
+        assert focus.shape == strength.shape == (2,)
+        assert focus.dtype == strength.dtype == torch.float32
+        assert focus.tolist() == [0.5, 0.5] and strength.tolist() == [20, 20]
+
+
+def test_check_focus_and_strength_keeps_float64_and_gradient():
+    df = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    focus, _ = optics.check_focus_and_strength(df, 1.0, 3)
+    assert focus.dtype == torch.float64
+    focus.sum().backward()
+    assert df.grad == 3
+
+
+def test_metric_focus_may_be_nearer_than_one_metre():
+    focus, _ = optics.check_focus_and_strength(4.0, 1.0, 1, metric=True)
+    assert focus.item() == 4
+    assert optics.check_focus_and_strength(0.0, 0.0, 1, metric=True)[1].item() == 0
