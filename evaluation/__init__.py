@@ -1,0 +1,1 @@
+"""Measuring lens blur: benchmarks, metrics, protocols; ``python -m evaluation --help``."""

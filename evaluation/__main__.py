@@ -1,0 +1,135 @@
+"""Command line of the evaluation room: ``python -m evaluation PROTOCOL ...``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+RAYTRACED_COLUMNS = [
+    ("nohl", "overall", "psnr_nohl"),
+    ("SSIM", "overall", "ssim_nohl"),
+    ("r06", "level_06", "psnr_nohl"),
+    ("r14", "level_14", "psnr_nohl"),
+    ("r28", "level_28", "psnr_nohl"),
+    ("common3", "common3", "psnr_nohl"),
+    ("edge", "overall", "psnr_edge_nohl"),
+    ("blurred", "overall", "psnr_blurred_nohl"),
+    ("infocus", "overall", "psnr_infocus"),
+    ("| all", "overall", "psnr"),
+    ("SSIM", "overall", "ssim"),
+    ("edge", "overall", "psnr_edge"),
+    ("blurred", "overall", "psnr_blurred"),
+]
+
+EXAMPLES = """examples:
+  python -m evaluation raytraced bench/raytraced/data --method tiny --out tiny.json
+  python -m evaluation raytraced bench/raytraced/data --method scatter --scenes s01,s03
+  python -m evaluation raytraced bench/raytraced/data --method path/to/checkpoint --save pictures
+  python -m evaluation raytraced bench/raytraced/data --predictions pictures
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    whole = argparse.ArgumentParser(
+        prog="python -m evaluation",
+        description="Measure lens blur against a truth.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    protocols = whole.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
+    raytraced = protocols.add_parser(
+        "raytraced",
+        help="3D scenes ray-traced with a thin lens",
+        description="Score methods on 3D scenes ray-traced with a thin lens (PSNR in dB, SSIM).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    raytraced.add_argument("data", metavar="DATA", help="folder that holds the scene folders")
+    raytraced.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="tiny (the checkpoint inside the package), scatter, gaussian, identity, or a model "
+        "folder; may be given several times. The identity is always in the table.",
+    )
+    raytraced.add_argument(
+        "--predictions", metavar="DIR", help="score finished pictures DIR/<scene>_<setting>.png"
+    )
+    raytraced.add_argument("--scenes", metavar="A,B", help="only these scenes, e.g. s01,s03")
+    raytraced.add_argument("--save", metavar="DIR", help="keep the rendered pictures here")
+    raytraced.add_argument("--out", metavar="FILE", help="write all figures to this JSON file")
+    raytraced.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
+    return whole
+
+
+def evaluate_raytraced(arguments: argparse.Namespace) -> None:
+    """Runs the ray-traced benchmark; prints the table and writes the JSON."""
+    try:
+        import scipy.ndimage  # noqa: F401
+        import skimage.metrics  # noqa: F401
+
+        from evaluation import methods, raytraced, report
+    except ImportError as missing:
+        raise ValueError(
+            f"{missing.name} is not installed; the evaluation needs pip install 'bokehdiff[data]'."
+        ) from missing
+
+    if arguments.out and not Path(arguments.out).resolve().parent.is_dir():
+        raise ValueError(f"There is no folder {Path(arguments.out).parent} for --out.")
+    names = arguments.scenes.split(",") if arguments.scenes else None
+    scenes = raytraced.find_scenes(arguments.data, names)
+    if not arguments.method and not arguments.predictions:
+        raise ValueError("Nothing to evaluate; wanted --method NAME or --predictions DIR.")
+    methods.check_device(arguments.device)
+    wanted = dict.fromkeys(["identity", *arguments.method])
+    chosen = [methods.method_by_name(name, arguments.device) for name in wanted]
+    if arguments.predictions:
+        chosen.append(methods.predictions_in(arguments.predictions))
+    results = raytraced.evaluate(scenes, chosen, arguments.save)
+
+    machine = report.hardware(arguments.device)
+    print(report.table(results, RAYTRACED_COLUMNS))
+    print()
+    for name, result in results.items():
+        print(f"{name}: {result['description']}.")
+    images = sum(len(scene.meta["configs"]) for scene in scenes)
+    print(
+        f"{images} images of {len(scenes)} scenes ({', '.join(scene.name for scene in scenes)}). "
+        "PSNR in dB. Left of the bar: pixels that no clipped highlight reaches (infocus: all); "
+        "right of it: all pixels. "
+        f"Seconds on {machine['processor']}, {machine['torch_threads']} thread(s), device "
+        f"{machine['device']}."
+    )
+    print(raytraced.PROTOCOL)
+    if arguments.out:
+        report.write_json(
+            arguments.out,
+            {
+                "benchmark": "raytraced",
+                "protocol": raytraced.PROTOCOL,
+                "data": str(Path(arguments.data).resolve()),
+                "scenes": [scene.name for scene in scenes],
+                "hardware": machine,
+                "results": results,
+            },
+        )
+        print(f"All figures: {arguments.out}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status (2 for a mistake of the caller)."""
+    parsed = parser().parse_args(arguments)
+    try:
+        evaluate_raytraced(parsed)
+    except (ValueError, FileNotFoundError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Results as a table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["hardware", "table", "write_json"]
+
+Column = tuple[str, str, str]
+"""(heading, group of images, figure)"""
+
+
+def hardware(device: str = "cpu") -> dict[str, Any]:
+    """What the seconds were measured on: processor, cores, threads, device, library versions."""
+    import torch
+
+    description = {
+        "processor": _processor_name(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "device": device,
+        "dtype": "float32",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if device.startswith("cuda"):
+        description["gpu"] = torch.cuda.get_device_name(device)
+    return description
+
+
+def _processor_name() -> str:
+    cpu_information = Path("/proc/cpuinfo")
+    if cpu_information.is_file():
+        for line in cpu_information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def table(results: dict[str, dict[str, Any]], columns: Sequence[Column]) -> str:
+    """One line for each method: the given columns, the interval and the seconds per image."""
+    width = max([len("method"), *map(len, results)])
+    lines = [
+        "  ".join(
+            ["method".ljust(width), *(f"{c[0]:>8s}" for c in columns), "95 % of nohl", "   s/image"]
+        )
+    ]
+    for name, result in results.items():
+        cells = []
+        for _, group, figure in columns:
+            value = result.get(group, {}).get(figure)
+            digits = 4 if figure.startswith("ssim") else 2
+            cells.append(f"{'-':>8s}" if value is None else f"{value:8.{digits}f}")
+        interval = result["psnr_nohl_interval"]
+        cells.append(
+            f"{'-':>12s}" if interval is None else f"{interval[0]:5.2f}..{interval[1]:5.2f}"
+        )
+        seconds = result["seconds_per_image"]
+        cells.append(f"{'-':>10s}" if seconds is None else f"{seconds:10.3f}")
+        lines.append("  ".join([name.ljust(width), *cells]))
+    return "\n".join(lines)
+
+
+def write_json(file: str | Path, report: dict[str, Any]) -> None:
+    """Writes the report, replacing an older one; the folder has to exist."""
+    Path(file).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
