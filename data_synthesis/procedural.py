@@ -1,0 +1,196 @@
+"""Training samples without any download: random layered scenes seen through a lens."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from bokehdiff.images import linear_to_srgb
+from data_synthesis.lens import add_lights, hard_disparity, pinhole_view, trace_pixels
+from data_synthesis.scenes import LayeredScene, compose_scene
+
+__all__ = ["ProceduralScenes"]
+
+# Raised whenever the same seed and index give another sample, so that no folder mixes both.
+GENERATOR_VERSION = 1
+# The parts of the canvas outside the picture must hold every light that can reach it; hidden
+# surfaces may be blurred more than visible ones by this factor before K is reduced.
+HIDDEN_BLUR_ALLOWANCE = 1.25
+# Disparity slope times K: how much wider a circle of confusion grows across itself. Beyond this
+# the lens looks at a plane edge-on.
+STEEPEST_BLUR = 0.45
+
+
+class ProceduralScenes:
+    """Endless data set: sample ``i`` is the same in every process, whatever was asked before.
+
+    ``scenes[i]`` is a dict of float32 tensors:
+
+    - ``image`` (3, H, W): all-in-focus picture, sRGB in [0, 1], quantised to 8 bits.
+    - ``disparity`` (1, H, W) in [0, 1], larger = nearer. Mostly (60 %) the nearest surface at each
+      pixel centre with hard edges, else anti-aliased edges (20 %) or the mistakes of estimated
+      maps (20 %: borders off by a pixel or two, blur, 8-bit steps).
+    - ``df`` (): focus disparity. ``K`` (): blur radius in pixels per unit of disparity, so that
+      the circle-of-confusion radius is ``K |disparity - df|``.
+    - ``target`` (3, H, W): the same scene through the lens, sRGB in [0, 1], ray traced in linear
+      light with everything hidden behind edges and outside the frame; noise about 40 to 50 dB.
+
+    ``seed``: another seed is another data set (validation). ``size``: H = W, pixels. ``radius``:
+    range of the scene's largest blur radius in pixels, drawn log-uniformly; ``sharp_share`` of
+    the scenes have a radius under 0.7. ``light_share`` of the scenes have lights brighter than
+    white. ``length``: makes ``len()`` and plain iteration finite; without it there is no length.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        size: int = 128,
+        *,
+        radius: tuple[float, float] = (1.5, 32.0),
+        sharp_share: float = 0.05,
+        light_share: float = 0.25,
+        length: int | None = None,
+    ) -> None:
+        if int(seed) != seed or seed < 0:
+            raise ValueError(f"seed is {seed!r}; wanted a whole number of at least 0.")
+        if int(size) != size or size < 16:
+            raise ValueError(f"size is {size!r}; wanted a whole number of pixels of at least 16.")
+        if not 0 < radius[0] <= radius[1] or not math.isfinite(radius[1]):
+            raise ValueError(
+                f"radius is {radius!r}; wanted (smallest, largest) pixels with 0 < smallest <= "
+                "largest."
+            )
+        for name, share in (("sharp_share", sharp_share), ("light_share", light_share)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share!r}; wanted a share from 0 to 1.")
+        if length is not None and length < 0:
+            raise ValueError(f"length is {length!r}; wanted None (endless) or at least 0.")
+        self.seed, self.size, self.radius = int(seed), int(size), radius
+        self.sharp_share, self.light_share, self.length = sharp_share, light_share, length
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that determines the samples, for the metadata of shards."""
+        return {
+            "generator": "procedural",
+            "version": GENERATOR_VERSION,
+            "seed": self.seed,
+            "size": self.size,
+            "radius": list(self.radius),
+            "sharp_share": self.sharp_share,
+            "light_share": self.light_share,
+        }
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError(
+                "ProceduralScenes is endless; give it a length, or index it with scenes[i]."
+            )
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if index < 0 or (self.length is not None and index >= self.length):
+            raise IndexError(
+                f"index is {index}; wanted at least 0"
+                + ("." if self.length is None else f" and less than {self.length}.")
+            )
+        arrays = self.arrays(int(index))
+        return {
+            "image": torch.from_numpy(arrays["image"].astype(np.float32) / 255),
+            "disparity": torch.from_numpy(arrays["disparity"].astype(np.float32) / 65535),
+            "df": torch.tensor(arrays["df"], dtype=torch.float32),
+            "K": torch.tensor(arrays["K"], dtype=torch.float32),
+            "target": torch.from_numpy(arrays["target"].astype(np.float32) / 65535),
+        }
+
+    def arrays(self, index: int) -> dict[str, Any]:
+        """The sample as it is stored in shards: image uint8, target and disparity uint16 (C, H, W);
+        df and K as floats."""
+        rng = np.random.default_rng([self.seed, index])
+        if rng.uniform() < self.sharp_share:
+            radius = rng.uniform(0.0, 0.7)
+        else:
+            radius = math.exp(rng.uniform(math.log(self.radius[0]), math.log(self.radius[1])))
+        margin_pixels = math.ceil(HIDDEN_BLUR_ALLOWANCE * radius) + 2
+        scene = compose_scene(rng, self.size, margin_pixels, self.light_share)
+        true_disparity, _ = hard_disparity(scene.layers, scene.planes, scene.margin, scene.size)
+        lowest, highest = float(true_disparity.min()), float(true_disparity.max())
+        span = max(highest - lowest, 0.02)
+        df = _choose_focus(rng, true_disparity)
+        K = radius / max(abs(highest - df), abs(lowest - df), 0.01)
+        K = min(K, _largest_strength(scene, df, margin_pixels))
+
+        linear, blended = pinhole_view(scene.layers, scene.planes, scene.margin, scene.size)
+        add_lights(linear, scene.layers, scene.planes, df, 0.0, scene.margin, scene.lights)
+        blurred = trace_pixels(
+            scene.layers, scene.planes, df, K, scene.margin, scene.size, seed=index
+        )
+        add_lights(blurred, scene.layers, scene.planes, df, K, scene.margin, scene.lights)
+
+        # The scene's own range becomes [0, 1], or a part of it: radii stay the same.
+        low, high = 0.0, 1.0
+        if rng.uniform() < 0.15:
+            low, high = np.sort(rng.uniform(0, 1, 2))
+            high = max(high, low + 0.2)
+            low, high = (low, high) if high <= 1 else (0.8, 1.0)
+        scale = (high - low) / span
+        maps = [low + (array - lowest) * scale for array in (true_disparity, blended)]
+        disparity = _as_given(rng, *maps)
+        image = np.rint(linear_to_srgb(np.clip(linear, 0, 1)) * 255).astype(np.uint8)
+        target = np.rint(linear_to_srgb(np.clip(blurred, 0, 1)) * 65535).astype(np.uint16)
+        stored = np.rint(np.clip(disparity, 0, 1) * 65535).astype(np.uint16)
+        return {
+            "image": np.ascontiguousarray(image.transpose(2, 0, 1)),
+            "disparity": stored[None],
+            "df": float(low + (df - lowest) * scale),
+            "K": float(K / scale),
+            "target": np.ascontiguousarray(target.transpose(2, 0, 1)),
+        }
+
+
+def _choose_focus(rng: np.random.Generator, disparity: np.ndarray) -> float:
+    """Disparity of a surface seen: near, middle or far third of the range equally often."""
+    lowest, highest = float(disparity.min()), float(disparity.max())
+    if rng.uniform() < 0.12:
+        return float(rng.uniform(lowest, highest))
+    third = (highest - lowest) / 3
+    start = lowest + third * int(rng.integers(3))
+    candidates = disparity[(disparity >= start) & (disparity <= start + third)]
+    candidates = candidates if len(candidates) else disparity.reshape(-1)
+    return float(candidates[int(rng.integers(len(candidates)))])
+
+
+def _largest_strength(scene: LayeredScene, df: float, margin_pixels: int) -> float:
+    """Largest K for which no ray leaves the canvas and no plane is met too steeply."""
+    first, last = scene.margin, scene.margin + 2 * scene.size
+    corners = np.array([[1, x, y] for x in (first, last) for y in (first, last)], float)
+    differences = np.abs(scene.planes @ corners.T - df).max(axis=1)  # (L,)
+    slopes = 2 * np.hypot(scene.planes[:, 1], scene.planes[:, 2])  # per pixel
+    # A hit is at most K |d - df| / (1 - K slope) away: solve that for K.
+    reach = margin_pixels - 1
+    limits = reach / np.maximum(differences + reach * slopes, 1e-9)
+    return float(min(limits.min(), STEEPEST_BLUR / max(slopes.max(), 1e-9)))
+
+
+def _as_given(rng: np.random.Generator, hard: np.ndarray, blended: np.ndarray) -> np.ndarray:
+    """The disparity map as a program would get it: exact, anti-aliased or imperfect."""
+    kind = rng.uniform()
+    if kind < 0.6:
+        return hard
+    if kind < 0.8:
+        return blended
+    disparity = hard if rng.uniform() < 0.7 else blended
+    mistake = rng.uniform()
+    if mistake < 0.6:
+        side = int(rng.choice([3, 5], p=[0.75, 0.25]))
+        grow = ndimage.grey_dilation if rng.uniform() < 0.5 else ndimage.grey_erosion
+        disparity = grow(disparity, size=(side, side))
+    if mistake > 0.4:
+        disparity = ndimage.gaussian_filter(disparity, rng.uniform(0.4, 1.5))
+    if rng.uniform() < 0.5:
+        disparity = np.rint(disparity * 255) / 255
+    return disparity

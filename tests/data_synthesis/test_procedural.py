@@ -1,0 +1,162 @@
+"""Properties of the procedural samples themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_synthesis import ProceduralScenes
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SIZE = 48
+
+
+def digest(item: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(b"".join(item[key].numpy().tobytes() for key in sorted(item))).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[dict[str, torch.Tensor]]:
+    scenes = ProceduralScenes(seed=11, size=SIZE)
+    return [scenes[i] for i in range(24)]
+
+
+def test_shapes_types_and_ranges(samples: list[dict[str, torch.Tensor]]) -> None:
+    for item in samples:
+        assert set(item) == {"image", "disparity", "df", "K", "target"}
+        assert item["image"].shape == item["target"].shape == (3, SIZE, SIZE)
+        assert item["disparity"].shape == (1, SIZE, SIZE)
+        assert item["df"].shape == item["K"].shape == ()
+        for name, value in item.items():
+            assert value.dtype == torch.float32, name
+            assert torch.isfinite(value).all(), name
+        for name in ("image", "disparity", "target", "df"):
+            assert item[name].min() >= 0 and item[name].max() <= 1, name
+        assert item["K"] >= 0
+        levels = item["image"] * 255
+        assert (levels - levels.round()).abs().max() < 1e-4
+
+
+def test_scenes_vary_and_radii_stay_in_range(samples: list[dict[str, torch.Tensor]]) -> None:
+    radii = torch.stack(
+        [(item["K"] * (item["disparity"] - item["df"]).abs()).max() for item in samples]
+    )
+    assert radii.max() < 32.5
+    assert (radii > 8).any() and (radii < 4).any()
+    full = [item for item in samples if item["disparity"].max() - item["disparity"].min() > 0.95]
+    assert len(full) > len(samples) / 2
+    brightness = torch.stack([item["image"].mean() for item in samples])
+    assert brightness.std() > 0.05
+    # Something to see in every picture, and few of them blown out.
+    assert min(float(item["image"].std()) for item in samples) > 0.01
+    focus = torch.stack([item["df"] for item in samples])
+    assert (focus < 0.33).any() and (focus > 0.67).any()
+
+
+def test_same_sample_in_any_order_and_process() -> None:
+    scenes = ProceduralScenes(seed=5, size=SIZE)
+    expected = [digest(scenes[i]) for i in (3, 0)]
+    again = ProceduralScenes(seed=5, size=SIZE)
+    assert [digest(again[i]) for i in (0, 3)] == expected[::-1]
+    assert digest(ProceduralScenes(seed=6, size=SIZE)[3]) != expected[0]
+    program = (
+        "import hashlib\n"
+        "from data_synthesis import ProceduralScenes\n"
+        f"item = ProceduralScenes(seed=5, size={SIZE})[3]\n"
+        "stored = b''.join(item[key].numpy().tobytes() for key in sorted(item))\n"
+        "print(hashlib.sha256(stored).hexdigest())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "1"}
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.split()[-1] == expected[0]
+
+
+def test_no_global_random_state_is_used() -> None:
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
+    torch_before = torch.get_rng_state()
+    ProceduralScenes(seed=2, size=32)[0]
+    assert (np.random.get_state()[1] == before).all()
+    assert torch.equal(torch.get_rng_state(), torch_before)
+
+
+def test_without_blur_the_target_is_the_image() -> None:
+    scenes = ProceduralScenes(
+        seed=3, size=SIZE, radius=(1e-6, 1e-6), sharp_share=0, light_share=1.0
+    )
+    for index in range(6):
+        item = scenes[index]
+        assert (item["image"] - item["target"]).abs().max() * 255 <= 0.51
+
+
+def test_what_is_in_focus_stays_sharp() -> None:
+    errors = []
+    for index in range(16):
+        item = ProceduralScenes(seed=21, size=96, radius=(3.0, 8.0), light_share=0)[index]
+        radius = item["K"] * (item["disparity"] - item["df"]).abs()
+        # In focus with everything around it: nothing blurred leaks in.
+        widest = torch.nn.functional.max_pool2d(radius[None], 23, 1, 11)[0, 0]
+        focused = widest < 0.3
+        if focused.sum() > 50:
+            errors.append(float((item["image"] - item["target"])[:, focused].pow(2).mean()))
+    assert len(errors) >= 2
+    assert -10 * np.log10(np.mean(errors)) > 44
+
+
+def test_blur_keeps_the_mean_brightness() -> None:
+    """Linear light is moved about, not made or lost; only the frame and occlusion change it."""
+    ratios = []
+    for index in range(16):
+        item = ProceduralScenes(seed=8, size=96, radius=(2.0, 4.0), light_share=0)[index]
+        image, target = (item[name].double() ** 2.2 for name in ("image", "target"))
+        ratios.append(float(target.mean() / image.mean()))
+    assert np.abs(np.array(ratios) - 1).max() < 0.08
+    assert abs(np.mean(ratios) - 1) < 0.015
+
+
+def test_length_indices_and_pickling() -> None:
+    endless = ProceduralScenes(size=32)
+    with pytest.raises(TypeError, match="endless"):
+        len(endless)
+    finite = ProceduralScenes(size=32, length=2)
+    assert len(finite) == 2
+    assert len(list(finite)) == 2
+    with pytest.raises(IndexError, match="less than 2"):
+        finite[2]
+    with pytest.raises(IndexError, match="at least 0"):
+        endless[-1]
+    copy = pickle.loads(pickle.dumps(endless))
+    assert digest(copy[1]) == digest(endless[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 0.5}, "seed is 0.5"),
+        ({"size": 8}, "at least 16"),
+        ({"radius": (4.0, 2.0)}, "radius is"),
+        ({"radius": (0.0, 2.0)}, "radius is"),
+        ({"light_share": 1.5}, "light_share is 1.5"),
+        ({"sharp_share": -0.1}, "sharp_share is -0.1"),
+        ({"length": -3}, "length is -3"),
+    ],
+)
+def test_mistakes_are_refused(arguments: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ProceduralScenes(**arguments)
