@@ -1,0 +1,178 @@
+"""The physics the tiny model starts at, before any training, and what its calibration promises."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bokehdiff.attention import PisaConfig, remove_pisa
+from bokehdiff.images import linear_to_srgb, srgb_to_linear
+from bokehdiff.models.light_transport_unet import (
+    LightTransportUNet,
+    calibrated_token_radius,
+    pisa_kernel_second_moment,
+    slab_edges,
+    slope_per_token,
+)
+from bokehdiff.optics import signed_defocus
+
+SLOPE = slope_per_token(PisaConfig.preset("paper"))
+
+
+@pytest.fixture(scope="module")
+def untrained() -> LightTransportUNet:
+    torch.manual_seed(0)
+    return LightTransportUNet(block_out_channels=(8, 8), layers_per_block=1).eval()
+
+
+def render(unet, photo, disparity, df, K, timestep=499):
+    """Photo (B, 3, H, W) in [0, 1] through the network and the closed-form step, no codec around."""
+    defocus = signed_defocus(disparity, df, K)
+    sample = F.pixel_unshuffle(torch.cat([photo * 2 - 1, disparity, defocus], 1), 2)
+    noise = unet(sample, timestep).sample
+    alpha_bar = unet.alphas_cumprod[timestep]
+    clean = (sample[:, :12] - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
+    return F.pixel_shuffle(clean, 2) / 2 + 0.5
+
+
+def textured(height=64, width=64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(1, 3, height, width, generator=generator)
+
+
+def test_schedule_is_the_published_one(untrained):
+    assert untrained.alphas_cumprod[499].item() == pytest.approx(0.27766943, abs=1e-6)
+
+
+def test_slabs_are_symmetric_and_grow_by_the_ratio():
+    edges = slab_edges(2.0, math.sqrt(2), 64.0)
+    assert torch.equal(edges, -edges.flip(0))
+    positive = edges[edges > 0]
+    assert positive[0] == 2.0 and positive[-1] >= 64.0
+    assert torch.allclose(positive[1:] / positive[:-1], torch.tensor(2.0**0.5).double())
+
+
+@pytest.mark.parametrize("radius", [0.0, 1.5, 4.0, 5.9, 6.1, 13.0, 40.0, 64.0])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_circles_of_confusion_are_a_few_tokens_wide(untrained, radius, sign):
+    transport = untrained.light_transport
+    slab = int(torch.bucketize(torch.tensor(sign * radius), transport.edges))
+    tokens = radius / transport.token_size(slab)
+    assert tokens <= 2 * 2.82 * math.sqrt(2)
+    if radius > 6:
+        assert tokens >= 2.8
+
+
+@pytest.mark.parametrize("token_size", [1, 2, 8])
+@pytest.mark.parametrize("radius", [1.0, 2.0, 3.3, 5.0, 7.7])
+def test_calibration_gives_the_spread_of_a_disc(token_size, radius):
+    """Second moment of pooled light + PISA + bilinear enlargement = that of a disc, r^2/2."""
+    pixels = torch.tensor([radius * token_size])
+    tokens = calibrated_token_radius(pixels, token_size, SLOPE).double()
+    moment = pisa_kernel_second_moment(tokens, SLOPE).item()
+    pooling_and_enlargement = 2 * (1 / 12 + 1 / 6) if token_size > 1 else 0.0
+    # The moment is a staircase where circles pass between tokens, so 1 % remains.
+    assert moment + pooling_and_enlargement == pytest.approx(radius**2 / 2, rel=0.01, abs=0.01)
+
+
+def test_no_defocus_returns_the_photo(untrained):
+    photo = textured()
+    disparity = textured(seed=1)[:, :1]
+    assert (render(untrained, photo, disparity, 0.3, 0.0) - photo).abs().max() < 2e-4
+
+
+def test_uniform_picture_stays_uniform(untrained):
+    photo = torch.full((1, 3, 48, 64), 0.37)
+    disparity = textured(48, 64, seed=2)[:, :1]
+    # Whatever the defocus, there is nothing to mix but one colour.
+    assert (render(untrained, photo, disparity, 0.5, 30.0) - 0.37).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("radius", [3.0, 8.0, 12.0])
+def test_a_point_of_light_becomes_a_disc_of_equal_energy(untrained, radius):
+    photo = torch.zeros(1, 3, 96, 96)
+    photo[:, :, 48, 48] = 0.9
+    disparity = torch.full((1, 1, 96, 96), 0.2)
+    with torch.no_grad():
+        disc = srgb_to_linear(render(untrained, photo, disparity, 0.2 + radius / 40, 40.0))[0, 0]
+    # Dark pixels carry rounding errors, so energy is compared within a percent.
+    assert disc.sum().item() == pytest.approx(srgb_to_linear(torch.tensor(0.9)).item(), rel=0.01)
+    places = torch.arange(96.0)
+    spread = 0.0
+    for marginal in (disc.sum(0) / disc.sum(), disc.sum(1) / disc.sum()):
+        centre = (marginal * places).sum()
+        assert centre.item() == pytest.approx(48, abs=2)  # within the token that holds the point
+        spread += (marginal * (places - centre) ** 2).sum().item()
+    assert spread == pytest.approx(radius**2 / 2, rel=0.03)
+
+
+def test_blurred_foreground_covers_and_blurred_background_does_not_leak(untrained):
+    photo = torch.zeros(1, 3, 64, 64)
+    photo[:, 0, :, :32] = 1  # red at the left and near
+    photo[:, 1, :, 32:] = 1  # green at the right and far
+    disparity = torch.zeros(1, 1, 64, 64)
+    disparity[..., :32] = 1
+    far_focus = srgb_to_linear(render(untrained, photo, disparity, 0.0, 8.0))
+    assert far_focus[0, 0, 32, 34] > 0.2  # blurred red veils the sharp green
+    near_focus = srgb_to_linear(render(untrained, photo, disparity, 1.0, 8.0))
+    assert near_focus[0, 1, 32, 29] < 1e-3  # blurred green stays behind the sharp red
+
+
+def test_logits_can_learn_although_they_start_at_zero(untrained):
+    photo, disparity = textured(32, 32), textured(32, 32, seed=3)[:, :1]
+    untrained.zero_grad()
+    render(untrained, photo, disparity, 0.5, 8.0).square().mean().backward()
+    attention = untrained.light_transport.attn
+    assert attention.to_k.weight.grad.abs().sum() > 0
+    assert attention.to_v.weight.grad.abs().sum() > 0
+    assert untrained.emission[2].weight.grad.abs().sum() > 0
+    assert untrained.correction.conv_out.weight.grad.abs().sum() > 0
+
+
+def test_batch_equals_one_by_one(untrained):
+    photos = torch.cat([textured(seed=4), textured(seed=5)])
+    disparity = torch.cat([textured(seed=6), textured(seed=7)])[:, :1]
+    df, K = torch.tensor([0.2, 0.8]), torch.tensor([5.0, 14.0])
+    with torch.no_grad():
+        together = render(untrained, photos, disparity, df, K)
+        apart = [
+            render(untrained, photos[i : i + 1], disparity[i : i + 1], df[i : i + 1], K[i : i + 1])
+            for i in range(2)
+        ]
+    assert (together - torch.cat(apart)).abs().max() < 1e-4
+
+
+def test_save_and_load(untrained, tmp_path):
+    with torch.no_grad():
+        for parameter in untrained.correction.conv_out.parameters():
+            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+        untrained.save_pretrained(tmp_path)
+        loaded = LightTransportUNet.from_pretrained(tmp_path)
+        photo, disparity = textured(), textured(seed=8)[:, :1]
+        arguments = (photo, disparity, 0.5, 10.0)
+        assert torch.equal(render(untrained, *arguments), render(loaded, *arguments))
+        for parameter in untrained.correction.conv_out.parameters():
+            parameter.zero_()
+
+
+def test_refuses_to_run_without_pisa():
+    unet = LightTransportUNet(block_out_channels=(8,), layers_per_block=1)
+    remove_pisa(unet)
+    with pytest.raises(RuntimeError, match="install_pisa"):
+        render(unet, textured(), textured()[:, :1], 0.5, 5.0)
+
+
+def test_refuses_a_sample_without_conditioning(untrained):
+    with pytest.raises(ValueError, match="Concatenate disparity and defocus"):
+        untrained(torch.zeros(1, 12, 8, 8), 499)
+
+
+def test_refuses_channels_that_do_not_fit_the_codec():
+    with pytest.raises(ValueError, match="block_size 4 needs in_channels 80"):
+        LightTransportUNet(block_size=4)
+
+
+def test_display_encoding_round_trip_of_the_test_helpers():
+    values = torch.linspace(0, 1, 256)
+    assert (linear_to_srgb(srgb_to_linear(values)) - values).abs().max() < 1e-6
