@@ -406,8 +406,9 @@ class PisaGeometry:
             key: (keys,) token numbers.
             step_y, step_x: (steps, 1) or (steps, keys), whole tokens from key to query. Queries
                 off the grid are allowed; what is said of them means nothing.
-            nearest: (keys,) upper bound of the disparity that the samples of a key can meet.
-                Samples that nothing can stop are not looked up; the result is the same.
+            nearest: (keys,) bound of the disparity that the rays of a key can meet, from
+                `NearestDisparity`. Samples that nothing can stop are then not looked up, which
+                does not change the result.
             noise: (supersampling - 1, segments, steps, keys, 2) in [0, 1), for
                 `jitter="location_random"`.
 
@@ -415,78 +416,60 @@ class PisaGeometry:
             (steps, keys) uint8.
         """
         assert self.token_disparity is not None and self.occlusion_map is not None
-        rays, config = self.config.supersampling, self.config
+        config = self.config
+        rays, keys = config.supersampling, key.numel()
         disparity = self.token_disparity[image, key]
-        order = None
+        order = risk = None
         if nearest is not None:
-            # A sample at p is safe if nearest <= p d + 1 - p. In this order of keys, those that
-            # are in danger come first, at every p.
-            danger = (1 - nearest) / (1 - disparity).clamp(min=1e-9)
-            danger, order = danger.sort()
+            # Keys at greater risk first: those with a sample at risk are the first ones, at any p.
+            risk, order = self.least_depth_at_risk(disparity, nearest).sort()
             key, disparity = key[order], disparity[order]
-        widths = self._jitter_widths()
         entries = (config.segments,) if config.jitter == "location_table" else ()
         offsets = jitter_table(config, *entries).to(self.occlusion_map)
-        steps, keys = step_x.shape[0], key.numel()
-        all_stopped = torch.zeros(steps, keys, dtype=torch.bool, device=key.device)
-        stopped = torch.zeros(rays, steps * keys, dtype=torch.bool, device=key.device)
-        # The samples next to the source first: they stop most.
-        for segment, share in reversed(list(enumerate(self.ray_depths()))):
-            count = keys
-            if nearest is not None:
-                count = int(torch.searchsorted(danger, share * (1 + 1e-5) + 1e-6))
+        width_x, width_y = self._jitter_widths()
+        stopped = torch.zeros(rays, step_x.shape[0], keys, dtype=torch.bool, device=key.device)
+        for segment, share in enumerate(self.ray_depths()):
+            count = keys if risk is None else int(torch.searchsorted(risk, share))
             if count == 0:
                 continue
-            sample, fraction = self._unjittered_samples(
+            depth = share * disparity[:count] + (1 - share)
+            sample, fraction = self._ray_samples(
                 image, key[:count], step_y[:, :count], step_x[:, :count], share
             )
-            depth = share * disparity[:count] + (1 - share)
-            if nearest is None:
-                undecided = torch.ones_like(all_stopped)
-            else:
-                # Most samples are clear of everything, or wholly behind something, for all rays.
-                around = F.grid_sample(
-                    self._range_around_samples()[image : image + 1],
-                    sample[None],
-                    mode="nearest",
-                    padding_mode="border",
-                    align_corners=False,
-                )[0]
-                decided = all_stopped[:, :count]
-                decided |= around[0] > depth
-                undecided = (around[1] > depth) & ~decided
-            step, column = undecided.nonzero(as_tuple=True)
-            if column.numel() == 0:
-                continue
-            sample = sample.view(-1, 2)[step * count + column]
-            fraction = fraction.expand(steps, count).reshape(-1)[step * count + column, None]
-            depth = depth[column]
-            hits = torch.empty(rays, column.numel(), dtype=torch.bool, device=key.device)
+            moved = torch.empty_like(sample)
             for ray in range(rays):
-                moved = sample
                 if ray and config.jitter == "location_random":
                     assert noise is not None
-                    moved = sample + (noise[ray - 1, segment, step, column] - 0.5) * widths
+                    offset = noise[ray - 1, segment, :, :count] - 0.5
                 elif ray and config.jitter == "location_table":
-                    moved = sample + offsets[ray, segment] * widths
+                    offset = offsets[ray, segment]
                 elif ray:
-                    moved = sample + fraction * (offsets[ray] * widths)
+                    offset = fraction[..., None] * offsets[ray]
+                if ray:
+                    torch.add(sample[..., 0], offset[..., 0] * width_x, out=moved[..., 0])
+                    torch.add(sample[..., 1], offset[..., 1] * width_y, out=moved[..., 1])
                 met = F.grid_sample(
                     self.occlusion_map[image : image + 1],
-                    moved.view(1, 1, -1, 2),
+                    (moved if ray else sample)[None],
                     mode="bilinear",
                     padding_mode="zeros",
                     align_corners=False,
-                )
-                torch.gt(met.view(-1) - depth, 0, out=hits[ray])
-            stopped[:, step * keys + column] |= hits
-        visible = rays - stopped.sum(0, dtype=torch.uint8).view(steps, keys)
-        visible.masked_fill_(all_stopped, 0)
+                )[0, 0]
+                stopped[ray, :, :count] |= met - depth > 0
+        visible = rays - stopped.sum(0, dtype=torch.uint8)
         if config.source_always_visible:
             visible.masked_fill_((step_y == 0) & (step_x == 0), rays)
         if order is not None:
             visible = torch.empty_like(visible).index_copy_(1, order, visible)
         return visible
+
+    def least_depth_at_risk(self, disparity: Tensor, nearest: Tensor) -> Tensor:
+        """Return p from which on the samples of keys may be stopped; above 0.9 none may.
+
+        A sample lies at p d + 1 - p, so something at `nearest` can stop it only if
+        p > (1 - nearest) / (1 - d). Slightly less is returned, to be safe from rounding.
+        """
+        return (1 - nearest) / (1 - disparity).clamp(min=1e-9) * (1 - 1e-5) - 1e-6
 
     def _jitter_widths(self) -> Tensor:
         """Return (2,) full width of the jitter in x and y, in positions from -1 to 1."""
@@ -495,33 +478,10 @@ class PisaGeometry:
         widths = torch.tensor([2.0 / columns, 2.0 / self.height], dtype=self.occlusion_dtype)
         return widths.to(self.radius.device) * self.config.jitter_width
 
-    def _range_around_samples(self) -> Tensor:
-        """Return (B, 2, rows, columns): farthest and nearest that a sample in this cell can meet.
-
-        Wherever the jitter moves it.
-        """
-        around = self._derived.get("range_around")
-        if around is None:
-            assert self.occlusion_map is not None
-            # In samples of the map: half the jitter, half a cell, and the interpolation.
-            reach_x, reach_y = (
-                int(0.25 * width * self.occlusion_map.shape[axis] + 1.5)
-                for width, axis in zip(self._jitter_widths().tolist(), (3, 2), strict=True)
-            )
-            nearest = _slide_max(_slide_max(self.occlusion_map, 3, reach_x), 2, reach_y)
-            # Beyond the image there is nothing, which is far.
-            framed = -F.pad(self.occlusion_map, (reach_x, reach_x, reach_y, reach_y))
-            farthest = -_slide_max(_slide_max(framed, 3, reach_x), 2, reach_y)
-            farthest = farthest[:, :, reach_y : -reach_y or None, reach_x : -reach_x or None]
-            around = torch.cat([farthest, nearest], dim=1)
-            self._derived["range_around"] = around
-        assert isinstance(around, Tensor)
-        return around
-
-    def _unjittered_samples(
+    def _ray_samples(
         self, image: int, key: Tensor, step_y: Tensor, step_x: Tensor, share: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the samples at p = `share` and their place on the ray (Eq. 7).
+        """Return the samples at p = `share` without jitter, and their place on the ray (Eq. 7).
 
         Samples are (steps, keys, 2), x and y from -1 to 1; the place t is 0 at the query, 1 at the
         key, and broadcasts to (steps, keys).
@@ -552,25 +512,6 @@ class PisaGeometry:
                 place += centre[query]
         return sample, fraction
 
-    def nearest_disparity(self, rows: int, columns: int) -> Tensor:
-        """Return (B, N): an upper bound of what rays to queries this many tokens away can meet.
-
-        With the depth of the query along the ray, samples may leave the segment, so the bound is
-        that of the whole image.
-        """
-        assert self.occlusion_map is not None
-        if self.config.sample_depth == "query" or self.config.token_enumeration != "row_major":
-            return self.occlusion_map.amax(dim=(1, 2, 3))[:, None].expand(-1, self.token_count)
-        nearest = self._derived.get("nearest_in_token")
-        if nearest is None:
-            nearest = F.adaptive_max_pool2d(self.occlusion_map, (self.height, self.width))
-            self._derived["nearest_in_token"] = nearest
-        assert isinstance(nearest, Tensor)
-        # One token more: a ray to the centre of the last token may be jittered by half a token,
-        # and interpolation looks half a sample further.
-        nearest = _slide_max(nearest, 3, min(columns + 1, self.width))
-        return _slide_max(nearest, 2, min(rows + 1, self.height)).flatten(1)
-
     def local_plan(self) -> LocalPlan:
         """Return the tiles, offsets and stored visibility of the local backend, made once."""
         plan = self._derived.get("local_plan")
@@ -580,3 +521,30 @@ class PisaGeometry:
             plan = LocalPlan.make(self)
             self._derived["local_plan"] = plan
         return plan  # type: ignore[return-value]
+
+
+class NearestDisparity:
+    """Upper bounds of the disparity that the rays of each key can meet; widened step by step."""
+
+    def __init__(self, geometry: PisaGeometry) -> None:
+        assert geometry.occlusion_map is not None
+        self.geometry, config = geometry, geometry.config
+        # Samples may leave the segment between the tokens; then only the whole image bounds them.
+        self.on_segment = config.sample_depth == "key" and config.token_enumeration == "row_major"
+        # Beyond the segment: half the jitter, and interpolation with the next sample of the map.
+        half_jitter = float(geometry._jitter_widths()[0]) / 2 * geometry.width / 2
+        self.slack = math.ceil(max(half_jitter, 0.5) + 0.5 - 1e-6)
+        size = (geometry.height, geometry.width)
+        self._within = {0: F.adaptive_max_pool2d(geometry.occlusion_map, size)}
+
+    def within(self, reach: int) -> Tensor:
+        """Return (B, N) for rays to queries at most so many tokens away on each axis."""
+        reach += self.slack
+        if not self.on_segment or reach >= max(self.geometry.height, self.geometry.width):
+            nearest = self._within[0].amax(dim=(2, 3), keepdim=True).expand_as(self._within[0])
+            return nearest.flatten(1)
+        if reach not in self._within:
+            start = max(known for known in self._within if known < reach)
+            wider = _slide_max(self._within[start], 3, reach - start)
+            self._within[reach] = _slide_max(wider, 2, reach - start)
+        return self._within[reach].flatten(1)

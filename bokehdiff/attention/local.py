@@ -21,11 +21,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .geometry import PisaGeometry, log_soft_mask
+from .geometry import NearestDisparity, PisaGeometry, log_soft_mask
 
 TILE = 8
 SCORES_PER_CHUNK = 1 << 20
+"""Scores worked on at a time; more costs page faults, fewer costs calls."""
+PRODUCTS_PER_STEP = 1 << 18
+"""Channels times keys worked on at a time, so that the products of one step stay in cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +43,8 @@ class TileGroup:
         distances: the different lengths of the steps, in units, ascending.
         image, top, left: (tiles,) image and first token of each tile.
         crosses_border: some windows or tiles leave the grid.
-        nearest: (B, N) bound of the disparity in the way (`PisaGeometry.nearest_disparity`), None
-            when nothing can stand in the way of these tiles.
+        nearest: (tile rows, tile columns, tiles) bound of the disparity in the way of each key;
+            None when nothing can stand in the way, or `visible_rays` is stored.
         visible_rays: (steps, tile rows, tile columns, tiles) uint8 count of rays that arrive; None
             when nothing is in the way, or when it is computed again in each call.
     """
@@ -64,17 +68,15 @@ class LocalPlan:
     Attributes:
         tile: rows and columns of a tile.
         groups: the groups, nearest reach first.
-        pair_share: pairs of tokens worked on, divided by N^2 and the number of images.
     """
 
     tile: tuple[int, int]
     groups: tuple[TileGroup, ...]
-    pair_share: float
 
     @classmethod
     def make(cls, geometry: PisaGeometry) -> LocalPlan:
         """Return the plan of a geometry; traces visibility inside the circles."""
-        height, width, batch = geometry.height, geometry.width, geometry.batch
+        height, width = geometry.height, geometry.width
         if geometry.token_disparity is not None and not supports(geometry):
             raise ValueError(unsupported_message(geometry))
         tile = (min(TILE, height), min(TILE, width))
@@ -83,8 +85,8 @@ class LocalPlan:
         reach = tile_reach[image, tile_row, tile_column]
         top, left = tile_row * tile[0], tile_column * tile[1]
 
+        nearest = NearestDisparity(geometry) if geometry.token_disparity is not None else None
         groups: list[TileGroup] = []
-        pairs = 0
         bytes_left = geometry.visibility_byte_budget
         for group_reach in reach.unique().tolist():
             members = (reach == group_reach).nonzero().squeeze(1)
@@ -93,45 +95,44 @@ class LocalPlan:
             right = left[members] + tile[1] + halo[1]
             border = (top[members] < halo[0]) | (left[members] < halo[1])
             border |= (bottom > height) | (right > width)
-            nearest = hindered = None
-            if geometry.token_disparity is not None:
-                nearest = geometry.nearest_disparity(*halo)
-                in_tile = _any_in_tile(_hindered(geometry, nearest), geometry, tile)
-                hindered = in_tile[image, tile_row, tile_column][members]
             for at_border in (False, True):
-                for in_the_way in (False, True):
-                    chosen = border == at_border
-                    if hindered is not None:
-                        chosen = chosen & (hindered == in_the_way)
-                    elif in_the_way:
-                        continue
-                    which = members[chosen]
-                    if which.numel() == 0:
-                        continue
-                    group = TileGroup(
-                        halo=halo,
-                        steps=steps,
-                        shells=shells,
-                        distances=distances,
-                        image=image[which],
-                        top=top[which],
-                        left=left[which],
-                        crosses_border=at_border,
-                        nearest=nearest if in_the_way else None,
-                    )
-                    size = len(steps) * tile[0] * tile[1] * which.numel()
-                    pairs += size
-                    if in_the_way and size <= bytes_left:
+                which = members[border == at_border]
+                whole = TileGroup(
+                    halo=halo,
+                    steps=steps,
+                    shells=shells,
+                    distances=distances,
+                    image=image[which],
+                    top=top[which],
+                    left=left[which],
+                    crosses_border=at_border,
+                )
+                for group in _split_by_occlusion(geometry, whole, tile, nearest):
+                    size = len(steps) * tile[0] * tile[1] * group.image.numel()
+                    if group.nearest is not None and size <= bytes_left:
                         bytes_left -= size
                         group = _with_visible_rays(geometry, group, tile)
                     groups.append(group)
-        return cls(tile, tuple(groups), pairs / (geometry.token_count**2 * batch))
+        return cls(tile, tuple(groups))
 
 
 def supports(geometry: PisaGeometry) -> bool:
     """Return whether visibility depends on the pair alone, so that it can be traced piecewise."""
     noisy = geometry.config.jitter == "location_random" and geometry.config.supersampling > 1
     return geometry.token_disparity is None or not noisy
+
+
+def pair_share(geometry: PisaGeometry) -> float:
+    """Return about which share of the N^2 pairs of tokens this backend would work on.
+
+    More than one when circles fill the image, for the windows are wider than the image then.
+    """
+    tile = (min(TILE, geometry.height), min(TILE, geometry.width))
+    reach = _tile_reach(geometry, tile)
+    reach = reach[reach >= 0]
+    window = (2 * geometry.height - 1) * (2 * geometry.width - 1)
+    steps = (math.pi / math.prod(geometry.spacing) * reach**2).clamp(1, window)
+    return float(steps.sum()) * math.prod(tile) / (geometry.token_count**2 * geometry.batch)
 
 
 def unsupported_message(geometry: PisaGeometry) -> str:
@@ -153,7 +154,8 @@ def _tile_reach(geometry: PisaGeometry, tile: tuple[int, int]) -> Tensor:
     reach = reach.unflatten(2, (-1, tile[1])).unflatten(1, (-1, tile[0])).amax(dim=(2, 4))
     # Few different values make few groups: steps of half a token, wider for wide circles.
     tokens = reach / min(geometry.spacing)
-    whole_image = math.hypot(height, width)
+    diagonal = math.hypot(height * geometry.spacing[0], width * geometry.spacing[1])
+    whole_image = diagonal / min(geometry.spacing)
     tokens = tokens.clamp(max=whole_image)
     grain = torch.full_like(tokens, 0.5)
     for wide in (8, 16, 32):
@@ -182,22 +184,37 @@ def _steps_within(
     return halo, steps, shells, distances
 
 
-def _hindered(geometry: PisaGeometry, nearest: Tensor) -> Tensor:
-    """Return (B, N): whether a ray of the key could be stopped by something this near."""
+def _split_by_occlusion(
+    geometry: PisaGeometry,
+    group: TileGroup,
+    tile: tuple[int, int],
+    nearest: NearestDisparity | None,
+) -> Iterator[TileGroup]:
+    """Return the tiles where nothing can stand in the way, then those where something may."""
+    hindered = torch.zeros_like(group.image, dtype=torch.bool)
+    around = None
+    if nearest is not None:
+        key, _ = _rows_of(geometry, group.image, group.top, group.left, *tile)
+        around = nearest.within(max(group.halo)).reshape(-1)[key]
+        hindered = _keys_at_risk(geometry, key, around).flatten(0, 1).any(0)
+    for in_the_way in (False, True):
+        which = (hindered == in_the_way).nonzero().squeeze(1)
+        if which.numel():
+            yield dataclasses.replace(
+                group,
+                image=group.image[which],
+                top=group.top[which],
+                left=group.left[which],
+                nearest=around[..., which] if around is not None and in_the_way else None,
+            )
+
+
+def _keys_at_risk(geometry: PisaGeometry, key: Tensor, nearest: Tensor) -> Tensor:
+    """Return bool like `key`: emitting keys of which something may stop a ray."""
     assert geometry.token_disparity is not None
-    # The sample next to the source is the farthest, so the first that something nearer can hide.
-    last = float(geometry.ray_depths()[-1])
-    hindered = nearest > last * geometry.token_disparity + (1 - last)
-    return hindered if geometry.emitters is None else hindered & geometry.emitters
-
-
-def _any_in_tile(tokens: Tensor, geometry: PisaGeometry, tile: tuple[int, int]) -> Tensor:
-    """Return (B, tile rows, tile columns) of a bool (B, N)."""
-    tokens = torch.nn.functional.pad(
-        tokens.view(-1, geometry.height, geometry.width),
-        (0, -geometry.width % tile[1], 0, -geometry.height % tile[0]),
-    )
-    return tokens.unflatten(2, (-1, tile[1])).unflatten(1, (-1, tile[0])).any(4).any(2)
+    disparity = geometry.token_disparity.reshape(-1)[key]
+    at_risk = geometry.least_depth_at_risk(disparity, nearest) < geometry.ray_depths()[-1]
+    return at_risk if geometry.emitters is None else at_risk & geometry.emitters.reshape(-1)[key]
 
 
 def _rows_of(
@@ -218,9 +235,11 @@ def _visible_rays(
     geometry: PisaGeometry, group: TileGroup, tile: tuple[int, int], members: slice
 ) -> Tensor:
     """Return (steps, tile rows, tile columns, tiles) uint8 for some tiles of a group."""
-    assert geometry.token_disparity is not None and group.nearest is not None
-    image, top, left = group.image[members], group.top[members], group.left[members]
-    key, key_inside = _rows_of(geometry, image, top, left, *tile)
+    assert group.nearest is not None
+    image = group.image[members]
+    key, inside = _rows_of(geometry, image, group.top[members], group.left[members], *tile)
+    nearest = group.nearest[..., members]
+    hindered = inside & _keys_at_risk(geometry, key, nearest)
     steps = torch.tensor(group.steps, device=key.device)
     visible = torch.full(
         (len(group.steps), key.numel()),
@@ -228,12 +247,11 @@ def _visible_rays(
         dtype=torch.uint8,
         device=key.device,
     )
-    hindered = key_inside & _hindered(geometry, group.nearest).reshape(-1)[key]
     for number in image.unique().tolist():
         place = (hindered & (image == number)).view(-1).nonzero().squeeze(1)
         mine = key.view(-1)[place] - number * geometry.token_count
         visible[:, place] = geometry.visible_rays(
-            number, mine, steps[:, :1], steps[:, 1:], nearest=group.nearest[number, mine]
+            number, mine, steps[:, :1], steps[:, 1:], nearest=nearest.reshape(-1)[place]
         )
     return visible.view(len(group.steps), *key.shape)
 
@@ -253,7 +271,7 @@ def _with_visible_rays(
     )
     if bool((visible == geometry.config.supersampling).all()):
         return dataclasses.replace(group, nearest=None)
-    return dataclasses.replace(group, visible_rays=visible)
+    return dataclasses.replace(group, nearest=None, visible_rays=visible)
 
 
 def _shift(
@@ -264,8 +282,10 @@ def _shift(
     return window[..., top : top + tile[0], left : left + tile[1], :]
 
 
-def _tiles_per_chunk(group: TileGroup, tile: tuple[int, int], heads: int) -> int:
-    return max(1, SCORES_PER_CHUNK // (len(group.steps) * tile[0] * tile[1] * heads))
+def _tiles_per_chunk(group: TileGroup, tile: tuple[int, int], channels: int) -> int:
+    """Return how many tiles to take at a time, for one head."""
+    keys = min(SCORES_PER_CHUNK // len(group.steps), PRODUCTS_PER_STEP // channels)
+    return max(1, keys // (tile[0] * tile[1]))
 
 
 class _Chunk:
@@ -275,6 +295,7 @@ class _Chunk:
         self, geometry: PisaGeometry, tile: tuple[int, int], group: TileGroup, members: slice
     ) -> None:
         self.geometry, self.tile, self.group, self.members = geometry, tile, group, members
+        self.heads: list[slice] = []
         image, top, left = group.image[members], group.top[members], group.left[members]
         self.key, self.key_inside = _rows_of(geometry, image, top, left, *tile)
         halo_y, halo_x = group.halo
@@ -331,23 +352,20 @@ class _Chunk:
 
     def visibility(self, dtype: torch.dtype) -> Tensor | None:
         """Return M (steps, tile rows, tile columns, tiles), None where every ray arrives."""
-        if self.group.nearest is None:
-            return None
-        visible = self.group.visible_rays
-        if visible is None:
+        if self.group.visible_rays is not None:
+            visible = self.group.visible_rays[..., self.members]
+        elif self.group.nearest is not None:
             visible = _visible_rays(self.geometry, self.group, self.tile, self.members)
         else:
-            visible = visible[..., self.members]
+            return None
         return self.geometry.visible_share(visible).to(dtype)
 
 
 def _take(plane: Tensor, rows: Tensor) -> Tensor:
     """Return (C, H, *rows.shape) of a (C, H, B N)."""
     # gather with an expanded index is ten times as fast as index_select along the last axis.
-    flat = plane.flatten(0, 1)
-    return flat.gather(1, rows.reshape(1, -1).expand(flat.shape[0], -1)).view(
-        *plane.shape[:2], *rows.shape
-    )
+    index = rows.reshape(1, 1, -1).expand(*plane.shape[:2], -1)
+    return plane.gather(2, index).view(*plane.shape[:2], *rows.shape)
 
 
 def _zeros(like: Tensor) -> Tensor:
@@ -356,18 +374,23 @@ def _zeros(like: Tensor) -> Tensor:
 
 
 def _add_at(plane: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Add (C, H, *rows.shape) to a contiguous (C, H, B N); rows may repeat."""
-    flat = plane.view(-1, plane.shape[-1])
-    index = rows.reshape(1, -1).expand(flat.shape[0], -1)
-    flat.scatter_add_(1, index, values.reshape(flat.shape[0], -1))
+    """Add (C, H, *rows.shape) to (C, H, B N); rows may repeat."""
+    index = rows.reshape(1, 1, -1).expand(*plane.shape[:2], -1)
+    plane.scatter_add_(2, index, values.reshape(index.shape))
 
 
-def _chunks(geometry: PisaGeometry, heads: int) -> Iterator[_Chunk]:
+def _chunks(geometry: PisaGeometry, heads: int, channels: int) -> Iterator[_Chunk]:
+    """Return the work in pieces; `chunk.heads` splits further by heads."""
     plan = geometry.local_plan()
     for group in plan.groups:
-        at_once = _tiles_per_chunk(group, plan.tile, heads)
+        at_once = _tiles_per_chunk(group, plan.tile, channels)
         for start in range(0, group.image.numel(), at_once):
-            yield _Chunk(geometry, plan.tile, group, slice(start, start + at_once))
+            chunk = _Chunk(geometry, plan.tile, group, slice(start, start + at_once))
+            heads_at_once = max(1, at_once // chunk.key.shape[-1])
+            chunk.heads = [
+                slice(first, first + heads_at_once) for first in range(0, heads, heads_at_once)
+            ]
+            yield chunk
 
 
 class _LocalAttention(torch.autograd.Function):
@@ -383,74 +406,97 @@ class _LocalAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, radius)
         ctx.geometry = geometry
         out = _zeros(v)
-        for chunk in _chunks(geometry, q.shape[1]):
-            weights = chunk.weights(chunk.queries_of(q), chunk.keys_of(k), chunk.log_mask(radius))
-            visibility = chunk.visibility(q.dtype)
-            if visibility is not None:
-                weights *= visibility[:, None]
-            values = chunk.values_of(v)
-            window = v.new_zeros(*v.shape[:2], *chunk.query.shape)
-            for index, step in enumerate(chunk.group.steps):
-                chunk.shift(window, step).addcmul_(weights[index], values)
-            _add_at(out, chunk.query, window)
+        for chunk in _chunks(geometry, q.shape[1], max(len(q), len(v))):
+            log_mask, visibility = chunk.log_mask(radius), chunk.visibility(q.dtype)
+            for some in chunk.heads:
+                weights = chunk.weights(
+                    chunk.queries_of(q[:, some]), chunk.keys_of(k[:, some]), log_mask
+                )
+                if visibility is not None:
+                    weights *= visibility[:, None]
+                values = chunk.values_of(v[:, some])
+                window = v.new_zeros(*values.shape[:2], *chunk.query.shape)
+                for index, step in enumerate(chunk.group.steps):
+                    chunk.shift(window, step).addcmul_(weights[index], values)
+                _add_at(out[:, some], chunk.query, window)
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, radius = ctx.saved_tensors
         geometry: PisaGeometry = ctx.geometry
         grad_out = grad_outputs[0].contiguous()
         grad_q, grad_k, grad_v = _zeros(q), _zeros(k), _zeros(v)
         grad_radius = torch.zeros_like(radius) if ctx.needs_input_grad[3] else None
-        for chunk in _chunks(geometry, q.shape[1]):
-            steps = chunk.group.steps
-            q_window, k_tile = chunk.queries_of(q), chunk.keys_of(k)
-            log_mask = chunk.log_mask(radius)
-            weights = chunk.weights(q_window, k_tile, log_mask)
-            visibility = chunk.visibility(q.dtype)
-            values, grad_window = chunk.values_of(v), chunk.queries_of(grad_out)
-
-            grad_values = torch.zeros_like(values)
-            grad_weights = torch.empty_like(weights)
-            product = torch.empty_like(values)
-            for index, step in enumerate(steps):
-                received = chunk.shift(grad_window, step)
-                arriving = weights[index]
-                if visibility is not None:
-                    arriving = arriving * visibility[index]
-                grad_values.addcmul_(received, arriving)
-                torch.mul(received, values, out=product)
-                torch.sum(product, 0, out=grad_weights[index])
-            if visibility is not None:
-                grad_weights *= visibility[:, None]
-            # Softmax backward, in place: dS = P (dP - sum P dP).
-            grad_logits = grad_weights.mul_(weights)
-            total = grad_logits.sum(0)
-            grad_logits -= weights.mul_(total)
-
-            grad_keys = torch.zeros_like(k_tile)
-            grad_queries = torch.zeros_like(q_window)
-            for index, step in enumerate(steps):
-                grad_keys.addcmul_(chunk.shift(q_window, step), grad_logits[index])
-                chunk.shift(grad_queries, step).addcmul_(k_tile, grad_logits[index])
-            _add_at(grad_q, chunk.query, grad_queries)
-            # Tiles do not overlap, but rows off the grid repeat rows on it.
-            if chunk.emits is not None:
-                grad_values = grad_values * chunk.emits
-            if chunk.group.crosses_border:
-                grad_keys = grad_keys * chunk.key_inside
-            _add_at(grad_k, chunk.key, grad_keys)
-            _add_at(grad_v, chunk.key, grad_values)
-            if grad_radius is not None:
-                # d log C / d radius = slope (1 - C)
-                outside_share = (1 - log_mask.exp()) * geometry.slope
-                grad_tile = torch.zeros_like(outside_share[0])
-                for index, shell in enumerate(chunk.group.shells):
-                    grad_tile.addcmul_(grad_logits[index].sum(0), outside_share[shell])
-                if chunk.group.crosses_border:
-                    grad_tile = grad_tile * chunk.key_inside
-                grad_radius.index_add_(0, chunk.key.reshape(-1), grad_tile.reshape(-1))
+        for chunk in _chunks(geometry, q.shape[1], max(len(q), len(v))):
+            log_mask, visibility = chunk.log_mask(radius), chunk.visibility(q.dtype)
+            for some in chunk.heads:
+                grad_logits = _LocalAttention._backward_heads(
+                    chunk, log_mask, visibility,
+                    *(plane[:, some] for plane in (q, k, v, grad_out, grad_q, grad_k, grad_v)),
+                )  # fmt: skip
+                if grad_radius is not None:
+                    # d log C / d radius = slope (1 - C)
+                    outside_share = (1 - log_mask.exp()) * geometry.slope
+                    grad_tile = torch.zeros_like(outside_share[0])
+                    for index, shell in enumerate(chunk.group.shells):
+                        grad_tile.addcmul_(grad_logits[index].sum(0), outside_share[shell])
+                    if chunk.group.crosses_border:
+                        grad_tile = grad_tile * chunk.key_inside
+                    grad_radius.index_add_(0, chunk.key.reshape(-1), grad_tile.reshape(-1))
         return grad_q, grad_k, grad_v, grad_radius, None
+
+    @staticmethod
+    def _backward_heads(
+        chunk: _Chunk,
+        log_mask: Tensor,
+        visibility: Tensor | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        grad_out: Tensor,
+        grad_q: Tensor,
+        grad_k: Tensor,
+        grad_v: Tensor,
+    ) -> Tensor:
+        """Add to the gradients of some heads; return that of the logits, shaped as the weights."""
+        steps = chunk.group.steps
+        q_window, k_tile = chunk.queries_of(q), chunk.keys_of(k)
+        weights = chunk.weights(q_window, k_tile, log_mask)
+        values, grad_window = chunk.values_of(v), chunk.queries_of(grad_out)
+
+        grad_values = torch.zeros_like(values)
+        grad_weights = torch.empty_like(weights)
+        product = torch.empty_like(values)
+        for index, step in enumerate(steps):
+            received = chunk.shift(grad_window, step)
+            arriving = weights[index]
+            if visibility is not None:
+                arriving = arriving * visibility[index]
+            grad_values.addcmul_(received, arriving)
+            torch.mul(received, values, out=product)
+            torch.sum(product, 0, out=grad_weights[index])
+        if visibility is not None:
+            grad_weights *= visibility[:, None]
+        # Softmax backward, in place: dS = P (dP - sum P dP).
+        grad_logits = grad_weights.mul_(weights)
+        grad_logits -= weights.mul_(grad_logits.sum(0))
+
+        grad_keys = torch.zeros_like(k_tile)
+        grad_queries = torch.zeros_like(q_window)
+        for index, step in enumerate(steps):
+            grad_keys.addcmul_(chunk.shift(q_window, step), grad_logits[index])
+            chunk.shift(grad_queries, step).addcmul_(k_tile, grad_logits[index])
+        _add_at(grad_q, chunk.query, grad_queries)
+        # Tiles do not overlap, but rows off the grid repeat rows on it.
+        if chunk.emits is not None:
+            grad_values *= chunk.emits
+        if chunk.group.crosses_border:
+            grad_keys *= chunk.key_inside
+        _add_at(grad_k, chunk.key, grad_keys)
+        _add_at(grad_v, chunk.key, grad_values)
+        return grad_logits
 
 
 def pisa_attention_local(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .geometry import PisaGeometry
-from .local import pisa_attention_local, supports
+from .local import pair_share, pisa_attention_local, supports
 from .reference import pisa_attention_reference
 
 Backend = Literal["auto", "reference", "local"]
@@ -69,8 +69,8 @@ def choose_backend(geometry: PisaGeometry) -> Backend:
     """Return the backend that `auto` takes."""
     if not supports(geometry):
         return "reference"
-    small = geometry.token_count <= 4096
-    if small and geometry.local_plan().pair_share > 0.5:
+    # Dense tables of more tokens than this would not fit in memory.
+    if geometry.token_count <= 4096 and pair_share(geometry) > 0.5:
         return "reference"
     return "local"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bokehdiff.attention import PisaConfig, PisaGeometry
-from bokehdiff.attention.geometry import jitter_table
+from bokehdiff.attention.geometry import NearestDisparity, jitter_table
 
 
 def _visibility_by_the_book(geometry: PisaGeometry) -> Tensor:
@@ -76,7 +76,7 @@ def test_skipping_harmless_samples_changes_nothing(preset: str) -> None:
     reach = 3
     steps = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * 2)
     rays = geometry.visible_rays(0, keys, steps[:, :1], steps[:, 1:])
-    nearest = geometry.nearest_disparity(reach, reach)[0]
+    nearest = NearestDisparity(geometry).within(reach)[0]
     quick = geometry.visible_rays(0, keys, steps[:, :1], steps[:, 1:], nearest=nearest)
     on_grid = (keys // 15 + steps[:, :1] >= 0) & (keys // 15 + steps[:, :1] < 10)
     on_grid &= (keys % 15 + steps[:, 1:] >= 0) & (keys % 15 + steps[:, 1:] < 15)

@@ -65,6 +65,16 @@ CASES: dict[str, dict[str, Any]] = {
         "radius": 3.0,
         "config": {"token_spacing": None, "resample_occlusion_map": True},
     },
+    "unequal axes, every pair": {
+        "size": (6, 17),
+        "radius": 3.0,
+        "config": {"token_spacing": None, "cutoff": 0.0},
+    },
+    "samples jittered, wide image": {
+        "size": (8, 30),
+        "radius": 2.0,
+        "config": {"jitter": "location_table"},
+    },
 }
 
 

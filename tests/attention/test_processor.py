@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from tests.tiny_models import tiny_unet
 from torch import Tensor
 
 from bokehdiff.attention import (
@@ -22,6 +21,7 @@ from bokehdiff.attention import (
     verify_pisa,
 )
 from bokehdiff.attention.processor import latent_grid, token_grid
+from tests.tiny_models import tiny_unet
 
 LATENT = (16, 24)
 """Latent pixels; the layer has half as many tokens on each side, of 16 image pixels each."""
