@@ -3,15 +3,16 @@ convolutions mend it.
 
 Untrained, this network already renders. Light is linear, energy is conserved by PISA's softmax over
 queries, and nearer surfaces cover farther ones. Training adds what such a renderer cannot know:
-surfaces hidden behind an occluder, partly covered pixels, the radiance of clipped highlights,
-errors of the disparity.
+what hidden surfaces look like, partly covered pixels, the radiance of clipped highlights, errors
+of the disparity.
 
 The order of the computation, which is also the order of this file:
 
 1. The latents are turned back into linear light; the conditioning gives disparity and signed
    defocus of each pixel.
-2. Pixels are sorted into *slabs* of similar signed defocus. A slab with wide blur is pooled to
-   coarse tokens, so that a circle of confusion is always a few tokens wide and the cost of PISA
+2. Pixels are sorted into *slabs* of similar signed defocus. What an occluder hides is guessed from
+   the farther surfaces around it, because a lens sees a part of it. A slab with wide blur is pooled
+   to coarse tokens, so that a circle of confusion is always a few tokens wide and the cost of PISA
    does not grow with the blur.
 3. One PISA self-attention, shared by all slabs, spreads the light of each slab over its circles of
    confusion.
@@ -113,6 +114,80 @@ def pool_to_tokens(pixels: torch.Tensor, token_size: int) -> torch.Tensor:
     return F.avg_pool2d(pixels, token_size) if token_size > 1 else pixels
 
 
+def filled_from_surroundings(known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Spread known values into the unknown around them, over a pyramid of ever coarser grids.
+
+    Args:
+        known: (B, C + 1, h, w) values times presence, and presence in [0, 1] as the last channel.
+
+    Returns:
+        values: (B, C, h, w), 0 where nothing at all is known.
+        distance: (B, 1, h, w) grid steps to what is known, roughly; infinite if there is nothing.
+    """
+    height, width = known.shape[-2:]
+    presence = known[:, -1:]
+    values = known[:, :-1] / presence.clamp_min(1e-6)
+    distance = torch.where(presence > 0, 0.0, math.inf)
+    if height == width == 1:
+        return values, distance
+    coarse, coarse_distance = filled_from_surroundings(pool_to_tokens(known, 2))
+    around = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+    steps = F.interpolate(coarse_distance, scale_factor=2)[..., :height, :width]
+    trust = (4 * presence).clamp(max=1)  # a quarter of a cell speaks for the whole cell
+    values = torch.lerp(around[..., :height, :width], values, trust)
+    distance = torch.minimum(distance, 2 * steps + 1)
+    # A neighbour one step away may be known although it belongs to another coarse cell.
+    neighbour = -F.max_pool2d(-distance, 3, stride=1, padding=1)
+    return values, torch.minimum(distance, neighbour + 1)
+
+
+def hidden_surfaces(
+    light: torch.Tensor, disparity: torch.Tensor, defocus: torch.Tensor, slab_of_pixel: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What probably lies behind each visible surface: the farther surfaces around it, continued.
+
+    A lens looks around the edge of an occluder. How much of the hidden surface it sees is known,
+    what is there is not; the nearest visible part of anything farther is the best guess.
+
+    Args:
+        light: (B, 3, H, W) linear light of the photo.
+        disparity, defocus: (B, 1, H, W), of the visible surface.
+        slab_of_pixel: (B, 1, H, W) number of its slab, 0 the farthest.
+
+    Returns:
+        light (B, 3, H, W), disparity and defocus (B, 1, H, W) of the surface behind, and where the
+        lens can see that far behind the edge (B, 1, H, W).
+    """
+    cell = 4  # pixels; a guess needs no more detail
+    height, width = defocus.shape[-2:]
+    visible = torch.cat([light, disparity, defocus, torch.ones_like(defocus)], 1)
+    hidden = torch.zeros_like(visible[:, :-1])
+    distance = torch.full_like(defocus, math.inf)
+    slabs = torch.unique(slab_of_pixel).tolist()
+    pooled = {slab: pool_to_tokens(visible * (slab_of_pixel == slab), cell) for slab in slabs}
+    for slab in slabs:
+        # The slab just behind may hold the same slanted surface, so it does not count as hidden.
+        behind = [pooled[other] for other in slabs if other < slab - 1]
+        if not behind:
+            continue
+        values, steps = filled_from_surroundings(torch.stack(behind).sum(0))
+        values = F.interpolate(values, scale_factor=cell, mode="bilinear", align_corners=False)
+        steps = F.interpolate(steps, scale_factor=cell)
+        here = slab_of_pixel == slab
+        hidden = torch.where(here, values[..., :height, :width], hidden)
+        distance = torch.where(here, cell * steps[..., :height, :width], distance)
+    light, disparity, hidden_defocus = hidden[:, :3], hidden[:, 3:4], hidden[:, 4:5]
+    seen = distance <= defocus.abs() + hidden_defocus.abs() + cell
+    return light, disparity, hidden_defocus, seen
+
+
+def start_at_zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer, its output zero until it is trained."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 class ConvolutionBlock(nn.Module):
     """Two 3x3 convolutions around a residual connection; the second starts at zero, so the block
     starts as identity."""
@@ -121,8 +196,7 @@ class ConvolutionBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        start_at_zero(self.conv2)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden + self.conv2(F.silu(self.conv1(F.silu(hidden))))
@@ -146,8 +220,7 @@ class ConvolutionalUNet(nn.Module):
         self.downsamplers = nn.ModuleList(nn.Conv2d(4 * fine, coarse, 1) for fine, coarse in pairs)
         self.upsamplers = nn.ModuleList(nn.Conv2d(coarse, 4 * fine, 1) for fine, coarse in pairs)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        start_at_zero(self.conv_out)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = self.conv_in(hidden)
@@ -173,6 +246,8 @@ class LightTransport(nn.Module):
             circle of confusion is still this many tokens wide.
     """
 
+    edges: torch.Tensor
+
     def __init__(
         self,
         focal_slab_radius: float,
@@ -182,7 +257,7 @@ class LightTransport(nn.Module):
     ):
         super().__init__()
         # Two more channels, disparity and defocus, are seen by queries and keys only.
-        self.attn = Attention(
+        self.attn: Attention = Attention(
             query_dim=LIGHT_CHANNELS + 2,
             heads=1,
             dim_head=LIGHT_CHANNELS,
@@ -229,7 +304,7 @@ class LightTransport(nn.Module):
         """What the light of one slab leaves at every pixel: (B, 4, H, W), colour times coverage,
         and coverage."""
         processor = self.attn.processor
-        if not isinstance(processor, PisaAttnProcessor):
+        if not isinstance(processor, PisaAttnProcessor) or processor.context is None:
             raise RuntimeError(
                 f"The light transport attention runs {type(processor).__name__} instead of PISA: "
                 "something replaced the attention processors. Put it back with "
@@ -239,7 +314,7 @@ class LightTransport(nn.Module):
         size = self.token_size(slab)
         inside = member.to(carried.dtype)
         position = torch.cat([disparity, torch.asinh(defocus)], 1)
-        tokens = pool_to_tokens(torch.cat([carried, position], 1) * inside, size)
+        tokens = pool_to_tokens(torch.cat([carried * inside, position], 1), size)
         coverage = pool_to_tokens(inside, size)
         radius = pool_to_tokens(defocus.abs() * inside, size) / coverage.clamp_min(1e-6)
         config = processor.context.config
@@ -269,11 +344,26 @@ class LightTransport(nn.Module):
         ``nearer``, ``own`` and ``farther`` slabs.
         """
         slab_of_pixel = torch.bucketize(defocus.contiguous(), self.edges)
+        behind_light, behind_disparity, behind_defocus, seen = hidden_surfaces(
+            light, disparity, defocus, slab_of_pixel
+        )
+        slab_behind = torch.bucketize(behind_defocus.contiguous(), self.edges).clamp(
+            max=slab_of_pixel - 1
+        )
+        slab_behind = torch.where(seen, slab_behind, -1)
         carried = torch.cat([light, torch.ones_like(defocus)], 1)
+        behind_carried = torch.cat([behind_light, torch.ones_like(defocus)], 1)
         composite = torch.zeros_like(carried)
         groups = {name: torch.zeros_like(carried) for name in ("nearer", "own", "farther")}
         for slab in torch.unique(slab_of_pixel).flip(0).tolist():  # the nearest first
-            arrived = self.spread(carried, disparity, defocus, slab, slab_of_pixel == slab)
+            behind = slab_behind == slab
+            arrived = self.spread(
+                torch.where(behind, behind_carried, carried),
+                torch.where(behind, behind_disparity, disparity),
+                torch.where(behind, behind_defocus, defocus),
+                slab,
+                (slab_of_pixel == slab) | behind,
+            )
             coverage = arrived[:, 3:4].clamp_min(0)
             room = (1 - composite[:, 3:4]).clamp_min(0)
             composite = composite + arrived * (
@@ -303,6 +393,7 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
     """
 
     config_name = "config.json"
+    alphas_cumprod: torch.Tensor
     _supports_gradient_checkpointing = False
     _no_split_modules = ["LightTransport"]
     _keep_in_fp32_modules = ["light_transport"]
@@ -315,10 +406,10 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
         out_channels: int = 12,
         block_out_channels: tuple[int, ...] = (48, 64, 96),
         layers_per_block: int = 1,
-        focal_slab_radius: float = 2.0,
+        focal_slab_radius: float = 1.0,
         slab_ratio: float = math.sqrt(2.0),
         largest_radius: float = 64.0,
-        tokens_per_radius: float = 2.82,
+        tokens_per_radius: float = 2.8,
         num_train_timesteps: int = 1000,
         beta_start: float = 0.00085,
         beta_end: float = 0.012,
@@ -345,7 +436,7 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
         self.emission = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(width, area, 3, padding=1),
+            start_at_zero(nn.Conv2d(width, area, 3, padding=1)),
         )
         self.light_transport = LightTransport(
             focal_slab_radius, slab_ratio, largest_radius, tokens_per_radius
@@ -355,8 +446,6 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
         self.correction = ConvolutionalUNet(
             evidence_channels * area, (3 + 3) * area, tuple(block_out_channels), layers_per_block
         )
-        nn.init.zeros_(self.emission[2].weight)
-        nn.init.zeros_(self.emission[2].bias)
 
     @property
     def token_multiple(self) -> int:

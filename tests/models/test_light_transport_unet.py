@@ -11,6 +11,7 @@ from bokehdiff.images import linear_to_srgb, srgb_to_linear
 from bokehdiff.models.light_transport_unet import (
     LightTransportUNet,
     calibrated_token_radius,
+    hidden_surfaces,
     pisa_kernel_second_moment,
     slab_edges,
     slope_per_token,
@@ -27,7 +28,7 @@ def untrained() -> LightTransportUNet:
 
 
 def render(unet, photo, disparity, df, K, timestep=499):
-    """Photo (B, 3, H, W) in [0, 1] through the network and the closed-form step, no codec around."""
+    """Photo (B, 3, H, W) in [0, 1] through the network and the closed-form step, no codec."""
     defocus = signed_defocus(disparity, df, K)
     sample = F.pixel_unshuffle(torch.cat([photo * 2 - 1, disparity, defocus], 1), 2)
     noise = unet(sample, timestep).sample
@@ -91,20 +92,20 @@ def test_uniform_picture_stays_uniform(untrained):
 
 @pytest.mark.parametrize("radius", [3.0, 8.0, 12.0])
 def test_a_point_of_light_becomes_a_disc_of_equal_energy(untrained, radius):
-    photo = torch.zeros(1, 3, 96, 96)
-    photo[:, :, 48, 48] = 0.9
-    disparity = torch.full((1, 1, 96, 96), 0.2)
+    """Energy is kept, and the spread is that of a disc, wherever in its token the point lies."""
+    positions = torch.arange(48, 56)
+    photo = torch.zeros(8, 3, 96, 96)
+    photo[torch.arange(8), :, positions, positions] = 0.9
+    disparity = torch.full((8, 1, 96, 96), 0.2)
     with torch.no_grad():
-        disc = srgb_to_linear(render(untrained, photo, disparity, 0.2 + radius / 40, 40.0))[0, 0]
+        disc = srgb_to_linear(render(untrained, photo, disparity, 0.2 + radius / 40, 40.0))[:, 0]
+    energy = disc.sum((1, 2))
     # Dark pixels carry rounding errors, so energy is compared within a percent.
-    assert disc.sum().item() == pytest.approx(srgb_to_linear(torch.tensor(0.9)).item(), rel=0.01)
+    assert torch.allclose(energy, srgb_to_linear(torch.tensor(0.9)), rtol=0.01)
     places = torch.arange(96.0)
-    spread = 0.0
-    for marginal in (disc.sum(0) / disc.sum(), disc.sum(1) / disc.sum()):
-        centre = (marginal * places).sum()
-        assert centre.item() == pytest.approx(48, abs=2)  # within the token that holds the point
-        spread += (marginal * (places - centre) ** 2).sum().item()
-    assert spread == pytest.approx(radius**2 / 2, rel=0.03)
+    squared = (places[None, :] - positions[:, None]) ** 2
+    spread = (disc.sum(2) * squared + disc.sum(1) * squared).sum(1) / energy
+    assert spread.mean().item() == pytest.approx(radius**2 / 2, rel=0.02)
 
 
 def test_blurred_foreground_covers_and_blurred_background_does_not_leak(untrained):
@@ -115,8 +116,26 @@ def test_blurred_foreground_covers_and_blurred_background_does_not_leak(untraine
     disparity[..., :32] = 1
     far_focus = srgb_to_linear(render(untrained, photo, disparity, 0.0, 8.0))
     assert far_focus[0, 0, 32, 34] > 0.2  # blurred red veils the sharp green
+    # The lens looks around the blurred edge: half of the hidden green shows through just inside it.
+    assert far_focus[0, 1, 32, 31].item() == pytest.approx(0.5, abs=0.1)
+    assert far_focus[0, 0, 32, 20] > 0.95
     near_focus = srgb_to_linear(render(untrained, photo, disparity, 1.0, 8.0))
     assert near_focus[0, 1, 32, 29] < 1e-3  # blurred green stays behind the sharp red
+
+
+def test_hidden_surfaces_continue_what_lies_farther_around_them():
+    light = torch.zeros(1, 3, 32, 32)
+    light[:, 1] = 0.7  # a green wall
+    light[..., 12:20, 12:20] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]  # before it a red box
+    defocus = torch.full((1, 1, 32, 32), -6.0)
+    defocus[..., 12:20, 12:20] = 5.0
+    slabs = torch.bucketize(defocus, slab_edges(1.0, math.sqrt(2), 64.0).float())
+    behind, _, behind_defocus, seen = hidden_surfaces(light, defocus, defocus, slabs)
+    box = (0, slice(None), slice(12, 20), slice(12, 20))
+    assert seen[box].all() and not seen[..., :8, :].any()
+    assert torch.allclose(behind[box][1], torch.tensor(0.7), atol=1e-5)
+    assert behind[box][0].abs().max() < 1e-5
+    assert torch.allclose(behind_defocus[box], torch.tensor(-6.0), atol=1e-4)
 
 
 def test_logits_can_learn_although_they_start_at_zero(untrained):
