@@ -1,0 +1,1 @@
+"""Training scripts, started with ``accelerate launch training/SCRIPT.py --config FILE``."""
