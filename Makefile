@@ -4,7 +4,7 @@
 #
 # PYTHON  the interpreter a new environment is made from (3.10 or newer)
 # VENV    the environment to use; one you already have is fine:  make test VENV=/path/to/environment
-# PIP     more words for pip, for instance  PIP="--index-url https://download.pytorch.org/whl/cpu ..."
+# PIP     more words for pip, for instance  PIP="--quiet"
 
 PYTHON ?= python3
 VENV ?= .venv

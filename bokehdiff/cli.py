@@ -1,0 +1,509 @@
+"""The command line: one verb per system. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from . import TINY, __version__
+
+if TYPE_CHECKING:
+    import torch
+
+app = typer.Typer(
+    name="bokehdiff",
+    help="Lens blur for photographs.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RENDER_EXAMPLES = """\b
+Examples:
+  bokehdiff render photo.jpg --disparity photo.npy --df 0.7 --K 20 -o blurred.jpg
+  bokehdiff render photo.jpg --disparity depth.pfm --normalise --focus 512,300 -o blurred.png
+  bokehdiff render shots/*.jpg --disparity maps/ --focus 960,540 -o blurred/
+  bokehdiff render shots/*.jpg --disparity 'maps/{stem}_16bit.png' --df 0.5 -o blurred/
+"""
+
+DISPARITY_SUFFIXES = (".npy", ".npz", ".pfm", ".png", ".tif", ".tiff")
+
+
+class Method(str, enum.Enum):
+    """How the blur is made."""
+
+    model = "model"
+    scatter = "scatter"
+
+
+class Mistake(ValueError):
+    """A sentence for the person at the keyboard."""
+
+
+@contextlib.contextmanager
+def _plain_speech() -> Iterator[None]:
+    """Shows mistakes as one sentence and exit code 1, and repairs as notes."""
+    from .images import InputRepairedWarning
+
+    show_others = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, InputRepairedWarning):
+            _note(str(message))
+        else:
+            show_others(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", InputRepairedWarning)
+        warnings.showwarning = show
+        try:
+            yield
+        except (ValueError, OSError, ImportError) as mistake:
+            _say_error(str(mistake))
+            raise typer.Exit(1) from None
+
+
+def _note(sentence: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(f"note: {sentence}", file=sys.stderr)
+
+
+def _say_error(sentence: str) -> None:
+    typer.echo("bokehdiff: " + " ".join(sentence.split()), err=True)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bokehdiff {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=RENDER_EXAMPLES)
+def render(
+    photos: Annotated[
+        list[Path],
+        typer.Argument(metavar="PHOTO", help="One or more photographs.", show_default=False),
+    ],
+    disparity: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="The disparity map (larger is nearer): PNG, TIFF, npy, npz or PFM, as large as "
+            "the photograph. For several photographs a folder with maps of the same names (or "
+            "NAME_disp, NAME_disparity), or a pattern with {stem} in it.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="The file to write; for several photographs a folder, created if missing.",
+            show_default=False,
+        ),
+    ],
+    df: Annotated[
+        float | None,
+        typer.Option(
+            "--df",
+            help="Disparity of the plane in focus, in [0, 1]: 0 the farthest, 1 the nearest.",
+            show_default=False,
+        ),
+    ] = None,
+    focus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y",
+            help="Focus on this pixel instead: column and row from the top left.",
+            show_default=False,
+        ),
+    ] = None,
+    strength: Annotated[
+        float,
+        typer.Option(
+            "--K", help="Blur strength: pixels of blur radius per unit of disparity; 0 is none."
+        ),
+    ] = 20.0,
+    method: Annotated[
+        Method, typer.Option(help="The diffusion model, or the classical scatter renderer.")
+    ] = Method.model,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Model folder or hub id. Default: the small model inside the package.",
+            show_default=False,
+        ),
+    ] = None,
+    normalise: Annotated[
+        bool,
+        typer.Option(
+            "--normalise/--no-normalise",
+            help="Stretch each disparity map to [0, 1] first: for stereo pixels, 1/metres and "
+            "other units. --df and --K then refer to the stretched map.",
+        ),
+    ] = False,
+    invalid: Annotated[
+        float | None,
+        typer.Option(
+            help="The number in the disparity file that marks unknown pixels (often 0); they are "
+            "filled from the farther side, as NaN and infinity always are.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, ...  Default: cuda if there is one.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite results that exist.")] = False,
+) -> None:
+    """Blur photographs as a lens would.
+
+    From a disparity map (which says how near each pixel is) and the plane in focus.
+    """
+    with _plain_speech():
+        focus_point = _check_focus_options(df, focus)
+        _check_strength(df, strength)
+        if model is not None and method is not Method.model:
+            raise Mistake(f"--model goes with --method model, not with --method {method.value}.")
+        pairs = _pair(photos, disparity)
+        targets = _plan_outputs(photos, output, force)
+        failures = _render_all(
+            pairs, targets, _renderer(method, model, device), df, focus_point, strength,
+            normalise=normalise, invalid=invalid, force=force,
+        )  # fmt: skip
+        if failures:
+            raise typer.Exit(1)
+
+
+def _check_focus_options(df: float | None, focus: str | None) -> tuple[float, float] | None:
+    if (df is None) == (focus is None):
+        came = "Neither --df nor --focus was given" if df is None else "Both --df and --focus came"
+        raise Mistake(f"{came}; wanted one of them, to say which plane is in focus.")
+    if focus is None:
+        return None
+    try:
+        x, y = (float(part) for part in focus.split(","))
+    except ValueError:
+        raise Mistake(
+            f"--focus is {focus!r}; wanted column and row of a pixel, for instance --focus 512,300."
+        ) from None
+    return x, y
+
+
+def _check_strength(df: float | None, strength: float) -> None:
+    from .optics import check_focus_and_strength
+
+    check_focus_and_strength(0.0 if df is None else df, strength, batch_size=1)
+
+
+def _pair(photos: list[Path], disparity: str) -> list[tuple[Path, Path]]:
+    """Finds the disparity map of every photograph."""
+    for photo in photos:
+        if not photo.is_file():
+            what = "is a folder" if photo.is_dir() else "does not exist"
+            raise Mistake(f"{photo} {what}; wanted a photograph.")
+    if "{stem}" in disparity:
+        pairs = [(photo, Path(disparity.replace("{stem}", photo.stem))) for photo in photos]
+        for photo, file in pairs:
+            if not file.is_file():
+                raise Mistake(f"{photo.name} has no disparity map: there is no file {file}.")
+        return pairs
+    source = Path(disparity)
+    if source.is_dir():
+        return [(photo, _find_disparity(source, photo)) for photo in photos]
+    if not source.is_file():
+        raise Mistake(f"There is no disparity map {source}; wanted a file, a folder or a pattern.")
+    if len(photos) > 1:
+        raise Mistake(
+            f"There are {len(photos)} photographs but one disparity map, {source.name}; wanted a "
+            "folder with a map of the same name for each, or a pattern such as 'maps/{stem}.png'."
+        )
+    return [(photos[0], source)]
+
+
+def _find_disparity(folder: Path, photo: Path) -> Path:
+    names = [f"{photo.stem}{ending}" for ending in ("", "_disp", "_disparity")]
+    found = [
+        file
+        for file in sorted(folder.iterdir())
+        if file.stem in names
+        and file.suffix.lower() in DISPARITY_SUFFIXES
+        and not file.samefile(photo)
+    ]
+    if not found:
+        raise Mistake(
+            f"{folder} has no disparity map for {photo.name}; wanted {', '.join(names)} with one "
+            f"of the endings {' '.join(DISPARITY_SUFFIXES)}."
+        )
+    if len(found) > 1:
+        raise Mistake(
+            f"{folder} has several disparity maps for {photo.name}: "
+            f"{', '.join(file.name for file in found)}; wanted one. Say which with a pattern, for "
+            f"instance --disparity '{folder}/{{stem}}{found[0].suffix}'."
+        )
+    return found[0]
+
+
+def _plan_outputs(photos: list[Path], output: Path, force: bool) -> list[Path]:
+    """Decides every output file, and refuses before anything is rendered."""
+    from .images import PICTURE_FORMATS, WRITABLE_SUFFIXES
+
+    suffix = output.suffix.lower()
+    into_folder = output.is_dir() or suffix == "" or len(photos) > 1
+    if len(photos) > 1 and suffix in WRITABLE_SUFFIXES and not output.is_dir():
+        raise Mistake(
+            f"-o {output} is one file for {len(photos)} photographs; wanted a folder, for instance "
+            f"-o {output.with_suffix('')}."
+        )
+    if not into_folder and suffix not in WRITABLE_SUFFIXES:
+        raise Mistake(
+            f"-o {output} ends in {suffix}; wanted a folder, or a file ending in one of "
+            f"{' '.join(WRITABLE_SUFFIXES)}."
+        )
+    if into_folder and output.is_file():
+        raise Mistake(f"-o {output} is a file; wanted a folder for the results.")
+    if not into_folder and not output.parent.is_dir():
+        raise Mistake(f"-o {output}: there is no folder {output.parent}; create it first.")
+    targets = [output]
+    if into_folder:
+        targets = [
+            output / (p.name if p.suffix.lower() in PICTURE_FORMATS else f"{p.stem}.png")
+            for p in photos
+        ]
+    seen: dict[Path, Path] = {}
+    for photo, target in zip(photos, targets, strict=True):
+        if target in seen:
+            raise Mistake(
+                f"{seen[target]} and {photo} would both be written to {target}; wanted different "
+                "names. Render them in two calls with two folders."
+            )
+        seen[target] = photo
+        if target.exists() and any(target.samefile(other) for other in photos):
+            raise Mistake(f"{target} is the photograph itself; wanted another file or folder.")
+    existing = [target for target in targets if target.exists()]
+    if existing and not force:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise Mistake(
+            f"{existing[0]}{more} exists already; nothing was rendered. Choose another -o, or add "
+            "--force to overwrite."
+        )
+    return targets
+
+
+Renderer = Callable[["torch.Tensor", "torch.Tensor", float, float], "torch.Tensor"]
+
+
+def _renderer(method: Method, model: str | None, device: str | None) -> Renderer:
+    """Gives render(image, disparity, df, K) -> (1, 3, H, W) in [0, 1], with the model loaded."""
+    import torch
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise Mistake(f"--device {device} cannot be used ({reason}); try --device cpu.") from None
+    if method is Method.scatter:
+        from .rendering import render_bokeh
+
+        def scatter(
+            image: torch.Tensor, disparity: torch.Tensor, df: float, K: float
+        ) -> torch.Tensor:
+            return render_bokeh(image.to(device), disparity.to(device), df, K)
+
+        return scatter
+
+    folder = TINY if model is None else os.path.expanduser(model)
+    if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "model_index.json")):
+        raise Mistake(
+            f"{folder} is no model: it has no model_index.json; wanted a folder written by "
+            "save_pretrained, or a hub id."
+        )
+    if model is None and not os.path.isdir(folder):
+        raise Mistake(
+            f"The model inside the package is missing ({folder}); reinstall bokehdiff, or use "
+            "--model."
+        )
+    from .pipelines import BokehDiffPipeline
+
+    pipe = BokehDiffPipeline.from_pretrained(folder).to(device)
+    pipe.set_progress_bar_config(disable=True)
+
+    def diffuse(image: torch.Tensor, disparity: torch.Tensor, df: float, K: float) -> torch.Tensor:
+        scene = pipe.prepare(image, disparity)
+        return pipe.render(scene, df, K, output_type="pt").images
+
+    return diffuse
+
+
+def _render_all(
+    pairs: list[tuple[Path, Path]],
+    targets: list[Path],
+    renderer: Renderer,
+    df: float | None,
+    focus_point: tuple[float, float] | None,
+    strength: float,
+    *,
+    normalise: bool,
+    invalid: float | None,
+    force: bool,
+) -> int:
+    """Renders one by one, past any that fail; returns how many failed."""
+    import torch
+    from tqdm import tqdm
+
+    from .images import focus_disparity_at, read_image, write_image
+
+    failures = 0
+    bar = tqdm(total=len(pairs), unit="photo", file=sys.stderr)
+    with bar, torch.inference_mode():
+        for (photo, disparity_file), target in zip(pairs, targets, strict=True):
+            bar.set_description(photo.name)
+            try:
+                image = read_image(photo)
+                disparity = _read_matching_disparity(disparity_file, image, normalise, invalid)
+                plane = df
+                if focus_point is not None:
+                    plane = focus_disparity_at(disparity, *focus_point)
+                assert plane is not None
+                result = renderer(image, disparity, plane, strength).clamp(0, 1)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_image(target, result, overwrite=force)
+            except (ValueError, OSError) as mistake:
+                failures += 1
+                with bar.external_write_mode(file=sys.stderr):
+                    _say_error(f"{photo}: {mistake}")
+            else:
+                with bar.external_write_mode(file=sys.stderr):
+                    typer.echo(f"{target} (df {plane:.4g}, K {strength:g})")
+            bar.update()
+    return failures
+
+
+def _read_matching_disparity(
+    file: Path, image: torch.Tensor, normalise: bool, invalid: float | None
+) -> torch.Tensor:
+    """Reads a disparity map and checks it against its photograph: (1, 1, H, W) in [0, 1]."""
+    from .images import as_disparity_batch, read_disparity
+    from .optics import normalise_disparity
+
+    disparity = read_disparity(file, invalid=invalid)
+    if normalise:
+        disparity = normalise_disparity(disparity)[0]
+    disparity = as_disparity_batch(disparity, 1, *image.shape[-2:])
+    low, high = float(disparity.min()), float(disparity.max())
+    if not normalise and 0 < high - low < 0.1:
+        _note(
+            f"{file.name} spans only {low:.3g} to {high:.3g} of [0, 1], so there will be little "
+            "blur. If it is in another unit, add --normalise."
+        )
+    return disparity
+
+
+@app.command()
+def info() -> None:
+    """Show versions, devices, and the model inside the package."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    lines = [("bokehdiff", __version__), ("python", platform.python_version())]
+    for package in (
+        "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy",
+        "pillow",
+    ):  # fmt: skip
+        try:
+            lines.append((package, version(package)))
+        except PackageNotFoundError:
+            lines.append((package, "not installed"))
+    lines += _device_lines()
+    lines += _checkpoint_lines(Path(TINY))
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def _device_lines() -> list[tuple[str, str]]:
+    import torch
+
+    lines = [("device", f"cpu ({torch.get_num_threads()} threads)")]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        lines.append(("device", f"cuda:{index} ({properties.name}, {memory:.0f} GiB)"))
+    return lines
+
+
+def _checkpoint_lines(folder: Path) -> list[tuple[str, str]]:
+    """What model_index.json and the component configs of the embedded checkpoint say."""
+    index_file = folder / "model_index.json"
+    if not index_file.is_file():
+        return [("model", f"missing ({folder})")]
+    index = json.loads(index_file.read_text())
+    weights = list(folder.rglob("*.safetensors"))
+    size = sum(file.stat().st_size for file in weights)
+    lines = [("model", str(folder)), ("size", f"{size / 1e6:.1f} MB of safetensors")]
+    lines.append(("pipeline", str(index.get("_class_name"))))
+    codec = _component_config(folder, "vae")
+    unet = _component_config(folder, "unet")
+    lines.append(("codec", _described(codec, ("block_size", "latent_channels", "scaling_factor"))))
+    lines.append(("unet", _described(unet, ("in_channels", "out_channels", "token_sizes"))))
+    for key in ("timestep", "pisa_layers"):
+        if key in index:
+            lines.append((key, json.dumps(index[key])))
+    for key, value in (index.get("pisa") or {}).items():
+        lines.append((f"pisa.{key}", json.dumps(value)))
+    return lines
+
+
+def _component_config(folder: Path, component: str) -> dict[str, Any]:
+    file = folder / component / "config.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _described(config: dict[str, Any], keys: tuple[str, ...]) -> str:
+    facts = ", ".join(f"{key} {json.dumps(config[key])}" for key in keys if key in config)
+    return f"{config.get('_class_name', 'unknown')} ({facts})"
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tests mirror the tree; helpers they share are imported as tests.NAME."""

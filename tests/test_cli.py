@@ -1,0 +1,227 @@
+"""The command line, run in this process through the same entry as the installed command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import bokehdiff
+from bokehdiff.cli import app
+
+needs_embedded_model = pytest.mark.skipif(
+    not (Path(bokehdiff.TINY) / "model_index.json").is_file(),
+    reason="the embedded checkpoint is not there",
+)
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    """photo.png (48 x 32) and photo.npy: a near square before a far background, in `tmp_path`."""
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    disparity = np.full((32, 48), 0.1, np.float32)
+    disparity[8:24, 12:30] = 0.8
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    np.save(tmp_path / "photo.npy", disparity)
+    return tmp_path
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_help_and_version():
+    result = run("--help")
+    assert result.exit_code == 0 and "render" in result.output and "info" in result.output
+    result = run("render", "--help")
+    assert "bokehdiff render photo.jpg --disparity photo.npy --df 0.7 --K 20" in result.output
+    assert run("--version").output == f"bokehdiff {bokehdiff.__version__}\n"
+
+
+def test_no_arguments_shows_help():
+    assert "Usage" in run().output
+
+
+def test_usage_errors_are_exit_code_two():
+    assert run("render").exit_code == 2
+    assert run("rendre").exit_code == 2
+    assert run("render", "a.png", "--disparity", "b", "-o", "c", "--K", "much").exit_code == 2
+
+
+def test_scatter_renders_and_prints_where(scene):
+    target = scene / "out.png"
+    result = run(
+        "render", scene / "photo.png", "--disparity", scene / "photo.npy", "--df", 0.8, "--K", 6,
+        "--method", "scatter", "-o", target,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{target} (df 0.8, K 6)\n"
+    photo, blurred = read(scene / "photo.png"), read(target)
+    assert blurred.shape == photo.shape
+    inside = (slice(14, 18), slice(18, 24))
+    assert np.abs(blurred[inside] - photo[inside]).max() <= 1
+    assert blurred[:, 36:].std() < 0.6 * photo[:, 36:].std()
+
+
+def test_focus_point_takes_its_disparity(scene):
+    by_point = run(
+        "render", scene / "photo.png", "--disparity", scene / "photo.npy", "--focus", "20,15",
+        "--method", "scatter", "-o", scene / "a.png",
+    )  # fmt: skip
+    assert by_point.exit_code == 0 and "df 0.8" in by_point.stdout
+    run(
+        "render", scene / "photo.png", "--disparity", scene / "photo.npy", "--df", 0.8,
+        "--method", "scatter", "-o", scene / "b.png",
+    )  # fmt: skip
+    assert (scene / "a.png").read_bytes() == (scene / "b.png").read_bytes()
+
+
+def test_several_photographs_into_a_folder(scene):
+    maps = scene / "maps"
+    maps.mkdir()
+    photos = []
+    for name in ("one", "two"):
+        photos.append(scene / f"{name}.jpg")
+        Image.open(scene / "photo.png").save(photos[-1])
+        np.save(maps / f"{name}_disp.npy", np.load(scene / "photo.npy"))
+    by_folder = run(
+        "render", *photos, "--disparity", maps, "--df", 0.8, "--method", "scatter",
+        "-o", scene / "out",
+    )  # fmt: skip
+    assert by_folder.exit_code == 0, by_folder.output
+    assert sorted(file.name for file in (scene / "out").iterdir()) == ["one.jpg", "two.jpg"]
+    assert "2/2" in by_folder.stderr
+    by_pattern = run(
+        "render", *photos, "--disparity", f"{maps}/{{stem}}_disp.npy", "--df", 0.8, "--method",
+        "scatter", "-o", scene / "out2",
+    )  # fmt: skip
+    assert by_pattern.exit_code == 0, by_pattern.output
+    assert (scene / "out2/two.jpg").read_bytes() == (scene / "out/two.jpg").read_bytes()
+
+
+def test_one_bad_photograph_does_not_stop_the_rest(scene):
+    (scene / "bad.png").write_bytes((scene / "photo.png").read_bytes()[:900])
+    np.save(scene / "bad.npy", np.load(scene / "photo.npy"))
+    result = run(
+        "render", scene / "bad.png", scene / "photo.png", "--disparity", scene, "--df", 0.8,
+        "--method", "scatter", "-o", scene / "out",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "bad.png is damaged or truncated" in result.stderr
+    assert [file.name for file in (scene / "out").iterdir()] == ["photo.png"]
+
+
+def test_never_overwrites_without_force(scene):
+    target = scene / "out.png"
+    target.write_bytes(b"mine")
+    arguments = (
+        "render", scene / "photo.png", "--disparity", scene / "photo.npy", "--df", 0.8,
+        "--method", "scatter", "-o", target,
+    )  # fmt: skip
+    result = run(*arguments)
+    assert result.exit_code == 1 and "exists already; nothing was rendered" in result.stderr
+    assert target.read_bytes() == b"mine"
+    assert run(*arguments, "--force").exit_code == 0
+    assert read(target).shape == (32, 48, 3)
+
+
+def test_refuses_before_rendering_anything(scene):
+    """The second result exists: the first must not be written either."""
+    for name in ("one", "two"):
+        Image.open(scene / "photo.png").save(scene / f"{name}.png")
+        np.save(scene / f"{name}_disp.npy", np.load(scene / "photo.npy"))
+    (scene / "out").mkdir()
+    (scene / "out/two.png").write_bytes(b"mine")
+    result = run(
+        "render", scene / "one.png", scene / "two.png", "--disparity", scene, "--df", 0.8,
+        "--method", "scatter", "-o", scene / "out",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert [file.name for file in (scene / "out").iterdir()] == ["two.png"]
+
+
+def test_normalise_and_invalid(scene):
+    """Stereo disparity in 1/256 pixel with 0 for unknown, as data sets store it."""
+    pixels = np.load(scene / "photo.npy") * 40 + 5
+    stored = (pixels * 256).astype(np.uint16)
+    stored[:, 0] = 0
+    Image.fromarray(stored).save(scene / "stereo.png")
+    result = run(
+        "render", scene / "photo.png", "--disparity", scene / "stereo.png", "--normalise",
+        "--invalid", 0, "--focus", "20,15", "--method", "scatter", "-o", scene / "out.png",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "df 1, " in result.stdout
+    assert "note: 2.08 % of the disparity map is unknown" in result.stderr
+
+
+def test_narrow_disparity_gets_a_note(scene):
+    np.save(scene / "narrow.npy", np.load(scene / "photo.npy") * 0.05)
+    result = run(
+        "render", scene / "photo.png", "--disparity", scene / "narrow.npy", "--df", 0.04,
+        "--method", "scatter", "-o", scene / "out.png",
+    )  # fmt: skip
+    assert result.exit_code == 0
+    assert "note: narrow.npy spans only 0.005 to 0.04" in result.stderr
+
+
+def test_info_names_versions_and_device():
+    result = run("info")
+    assert result.exit_code == 0, result.output
+    for word in (bokehdiff.__version__, torch.__version__.split("+")[0], "diffusers", "cpu"):
+        assert word in result.stdout
+
+
+def test_errors_of_the_installed_command_have_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "bokehdiff", "render", "none.png", "--disparity", "x.npy"]
+    result = subprocess.run(
+        [*command, "--df", "0.5", "-o", "out.png"], capture_output=True, text=True, cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(bokehdiff.__file__).parent.parent), "PATH": ""},
+    )  # fmt: skip
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr == "bokehdiff: none.png does not exist; wanted a photograph.\n"
+
+
+@needs_embedded_model
+def test_info_describes_the_embedded_model():
+    result = run("info")
+    assert "MB of safetensors" in result.stdout and "AutoencoderSpaceToDepth" in result.stdout
+    assert "pisa." in result.stdout and "timestep" in result.stdout
+
+
+@needs_embedded_model
+def test_model_renders_like_the_pipeline(scene):
+    target = scene / "out.png"
+    result = run(
+        "render", scene / "photo.png", "--disparity", scene / "photo.npy", "--df", 0.8, "--K", 6,
+        "-o", target,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    pipe = bokehdiff.BokehDiffPipeline.from_pretrained(bokehdiff.TINY)
+    wanted = pipe(
+        scene / "photo.png", scene / "photo.npy", 0.8, K=6.0, output_type="pt"
+    ).images[0].permute(1, 2, 0).numpy()  # fmt: skip
+    assert np.abs(read(target) - wanted * 255).max() <= 1
+    photo = read(scene / "photo.png")
+    assert read(target)[:, 36:].std() < 0.8 * photo[:, 36:].std()
+
+
+@needs_embedded_model
+def test_model_with_no_strength_returns_the_photograph(scene):
+    result = run(
+        "render", scene / "photo.png", "--disparity", scene / "photo.npy", "--df", 0.3, "--K", 0,
+        "--model", bokehdiff.TINY, "-o", scene / "out.png",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert np.abs(read(scene / "out.png") - read(scene / "photo.png")).max() <= 1

@@ -1,0 +1,527 @@
+"""Mistakes people make, and the sentence each gets: what came, what was wanted, what to do.
+
+``python -m pytest tests/test_mistakes.py -v`` lists them; ``python tests/test_mistakes.py`` prints
+the sentences.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from bokehdiff import images, optics
+from bokehdiff.cli import app
+
+HEIGHT, WIDTH = 6, 8
+PHOTO = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+DISPARITY = np.linspace(0, 1, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
+
+
+class Mistake(NamedTuple):
+    """What was done (given a scratch folder), and a pattern of the sentence."""
+
+    name: str
+    make: Callable[[Path], object]
+    sentence: str
+    error: type[Exception] = ValueError
+
+
+def image(given: object) -> object:
+    return images.as_image_batch(given)
+
+
+def disparity(given: object, metric: bool = False) -> object:
+    return images.as_disparity_batch(given, 1, HEIGHT, WIDTH, metric=metric)
+
+
+def file_of(folder: Path, name: str, data: bytes) -> Path:
+    (folder / name).write_bytes(data)
+    return folder / name
+
+
+def truncated(folder: Path, suffix: str) -> Path:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = folder / f"photo{suffix}"
+    Image.fromarray(noise).save(path)
+    return file_of(folder, path.name, path.read_bytes()[: path.stat().st_size // 2])
+
+
+def saved(folder: Path, name: str, values: np.ndarray, **more: np.ndarray) -> Path:
+    if name.endswith(".npz"):
+        np.savez(folder / name, **more)
+    elif name.endswith(".npy"):
+        np.save(folder / name, values)
+    else:
+        Image.fromarray(values).save(folder / name)
+    return folder / name
+
+
+def with_holes(values: np.ndarray, hole: float) -> np.ndarray:
+    values = values.astype(np.float32).copy()
+    values[1:3, 2:4] = hole
+    return values
+
+
+IMAGE_MISTAKES = [
+    Mistake(
+        "photo that is not there",
+        lambda folder: images.read_image(folder / "photo.png"),
+        r"There is no file .*photo\.png; wanted the photograph",
+        FileNotFoundError,
+    ),
+    Mistake("photo is a folder", images.read_image, r"is a folder; wanted one photograph file"),
+    Mistake(
+        "empty file",
+        lambda folder: images.read_image(file_of(folder, "photo.jpg", b"")),
+        r"photo\.jpg is empty \(0 bytes\).*Copy the file again",
+    ),
+    Mistake(
+        "text file named jpg",
+        lambda folder: images.read_image(file_of(folder, "photo.jpg", b"hello")),
+        r"photo\.jpg is not a picture that can be read here.*export it as PNG",
+    ),
+    Mistake(
+        "camera raw",
+        lambda folder: images.read_image(file_of(folder, "photo.NEF", b"II*")),
+        r"camera raw file; wanted a developed photograph: export it",
+    ),
+    Mistake(
+        "truncated JPEG",
+        lambda folder: images.read_image(truncated(folder, ".jpg")),
+        r"photo\.jpg is damaged or truncated .* wanted a complete picture",
+    ),
+    Mistake(
+        "truncated PNG",
+        lambda folder: images.read_image(truncated(folder, ".png")),
+        r"photo\.png is damaged or truncated",
+    ),
+    Mistake(
+        "truncated TIFF",
+        lambda folder: images.read_image(truncated(folder, ".tif")),
+        r"photo\.tif is damaged or truncated",
+    ),
+    Mistake(
+        "truncated picture opened by the caller",
+        lambda folder: image(Image.open(truncated(folder, ".png"))),
+        r"photo\.png is damaged or truncated",
+    ),
+    Mistake(
+        "None for an image", lambda _: image(None), r"of type NoneType; wanted a path, a Pillow"
+    ),
+    Mistake("no images", lambda _: image([]), r"list of images is empty; wanted at least one"),
+    Mistake(
+        "photographs of different sizes in one batch",
+        lambda _: image([PHOTO, PHOTO[:4]]),
+        r"different sizes .*\(4, 8\), \(6, 8\); wanted one size per batch. Render them one by one",
+    ),
+    Mistake(
+        "array without pixels", lambda _: image(PHOTO[:0]), r"shape \(0, 8, 3\), without a pixel"
+    ),
+    Mistake(
+        "tensor without pixels",
+        lambda _: image(torch.zeros(1, 3, 0, 4)),
+        r"shape \(1, 3, 0, 4\), without a pixel",
+    ),
+    Mistake(
+        "array with channels first",
+        lambda _: image(PHOTO.transpose(2, 0, 1)),
+        r"shape \(3, 6, 8\); wanted \(H, W, 3\).*array\.transpose\(1, 2, 0\)",
+    ),
+    Mistake(
+        "tensor with channels last",
+        lambda _: image(torch.from_numpy(PHOTO)),
+        r"shape \(6, 8, 3\); wanted \(3, H, W\) or \(B, 3, H, W\).*movedim\(-1, -3\)",
+    ),
+    Mistake(
+        "tensor without channels",
+        lambda _: image(torch.rand(6, 8)),
+        r"shape \(6, 8\); wanted \(3, H, W\)",
+    ),
+    Mistake(
+        "floats in 0..255",
+        lambda _: image(PHOTO.astype(np.float32)),
+        r"values from 0 to 249; wanted .*\[0, 1\].*image / 255",
+    ),
+    Mistake(
+        "floats in 0..65535",
+        lambda _: image(PHOTO * 256.0),
+        r"wanted .*\[0, 1\].*image / 65535",
+    ),
+    Mistake(
+        "floats in [-1, 1]",
+        lambda _: image(torch.linspace(-1, 1, 12).reshape(1, 3, 2, 2)),
+        r"values from -1 to 1; wanted .*pass \(image \+ 1\) / 2",
+    ),
+    Mistake(
+        "photo with NaN",
+        lambda _: image(with_holes(PHOTO[:, :, 0] / 255, np.nan)),
+        r"has 4 NaN or infinite values; wanted finite values in \[0, 1\]",
+    ),
+    Mistake(
+        "32-bit whole numbers",
+        lambda _: image(PHOTO.astype(np.int32)),
+        r"holds int32 values; wanted uint8, uint16, or floats in \[0, 1\]",
+    ),
+]
+
+DISPARITY_MISTAKES = [
+    Mistake("None for disparity", lambda _: disparity(None), r"of type NoneType; wanted a path"),
+    Mistake(
+        "disparity that is not there",
+        lambda folder: images.read_disparity(folder / "map.npy"),
+        r"There is no file .*map\.npy; wanted the disparity map",
+        FileNotFoundError,
+    ),
+    Mistake(
+        "truncated npy",
+        lambda folder: images.read_disparity(
+            file_of(folder, "map.npy", saved(folder, "map.npy", DISPARITY).read_bytes()[:140])
+        ),
+        r"map\.npy cannot be read as a numpy file",
+    ),
+    Mistake(
+        "truncated PFM",
+        lambda folder: images.read_disparity(file_of(folder, "map.pfm", b"Pf\n8 6\n-1\n1234")),
+        r"map\.pfm is damaged or truncated: 4 bytes of samples for 8 x 6 pixels",
+    ),
+    Mistake(
+        "PFM of another kind",
+        lambda folder: images.read_disparity(file_of(folder, "map.pfm", b"P5\n8 6\n255\n")),
+        r"no PFM header; wanted a portable float map",
+    ),
+    Mistake(
+        "npz with several arrays",
+        lambda folder: images.read_disparity(
+            saved(folder, "map.npz", DISPARITY, left=DISPARITY, right=DISPARITY)
+        ),
+        r"holds the arrays left, right; wanted one array, or one named disparity",
+    ),
+    Mistake(
+        "npz with depth",
+        lambda folder: images.read_disparity(saved(folder, "map.npz", DISPARITY, depth=DISPARITY)),
+        r"holds the arrays depth; .*bokehdiff\.depth_to_disparity",
+    ),
+    Mistake(
+        "colour-mapped view of a disparity map",
+        lambda folder: images.read_disparity(saved(folder, "map.png", PHOTO)),
+        r"map\.png is a colour picture .* cannot be turned back: export the map as 16-bit gray",
+    ),
+    Mistake(
+        "disparity of another size",
+        lambda _: disparity(DISPARITY[::2, ::2]),
+        r"4 x 3 pixels \(width x height\), the photograph 8 x 6; wanted the same size\. "
+        r"Resize it .*size=\(6, 8\)",
+    ),
+    Mistake(
+        "disparity of the unturned photograph",
+        lambda _: disparity(DISPARITY.T),
+        r"6 x 8 pixels .* sides are swapped.*turn it by 90 degrees",
+    ),
+    Mistake(
+        "disparity of another picture",
+        lambda _: disparity(DISPARITY[:, :5]),
+        r"5 x 6 pixels .* seems to belong to another picture or crop",
+    ),
+    Mistake(
+        "more maps than photographs",
+        lambda _: disparity([DISPARITY] * 2),
+        r"2 disparity maps for 1 photographs; wanted one for each, or one for all",
+    ),
+    Mistake(
+        "colour array as disparity",
+        lambda _: disparity(PHOTO),
+        r"shape \(6, 8, 3\), a colour picture; wanted one disparity per pixel",
+    ),
+    Mistake(
+        "disparity in pixels",
+        lambda _: disparity(DISPARITY * 59.3),
+        r"values from 0 to 59\.3; wanted \[0, 1\], larger is nearer\..*normalise_disparity",
+    ),
+    Mistake(
+        "disparity in 0..255 as floats",
+        lambda _: disparity(np.round(DISPARITY * 255)),
+        r"If it is in 0\.\.255, divide by 255",
+    ),
+    Mistake(
+        "depth in millimetres",
+        lambda _: disparity(500 + 4000 * DISPARITY),
+        r"values from 500 to 4500; wanted \[0, 1\].*depth_to_disparity",
+    ),
+    Mistake(
+        "depth in millimetres as metric disparity",
+        lambda _: disparity(500 + 4000 * DISPARITY, metric=True),
+        r"wanted 1/metres.*depth in millimetres, pass 1000 / depth",
+    ),
+    Mistake(
+        "inverted disparity",
+        lambda _: disparity(-DISPARITY),
+        r"values from -1 to 0; wanted no negative values.*larger-is-nearer",
+    ),
+    Mistake(
+        "-1 for unknown",
+        lambda _: disparity(with_holes(DISPARITY, -1)),
+        r"If -1 marks unknown pixels, set them to NaN",
+    ),
+    Mistake(
+        "nothing but holes",
+        lambda _: disparity(np.full((HEIGHT, WIDTH), np.nan)),
+        r"no known pixel at all",
+    ),
+    Mistake(
+        "one map of a batch is all holes",
+        lambda _: optics.normalise_disparity(np.stack([DISPARITY, DISPARITY * np.nan])[:, None]),
+        r"no known pixel at all",
+    ),
+    Mistake(
+        "64-bit whole numbers as disparity",
+        lambda _: disparity((DISPARITY * 9).astype(np.int64)),
+        r"holds int64 values; wanted floats in \[0, 1\], uint8 or uint16",
+    ),
+    Mistake(
+        "8 bits as metric disparity",
+        lambda _: disparity((DISPARITY * 9).astype(np.uint8), metric=True),
+        r"holds uint8 values; wanted floats in 1/metres, because whole numbers carry no unit",
+    ),
+]
+
+
+def focus(df: object, K: object = 20.0, metric: bool = False) -> object:
+    return optics.check_focus_and_strength(df, K, batch_size=2, metric=metric)  # type: ignore
+
+
+def camera(**changes: float) -> float:
+    lens = dict(f_number=2, focal_length_mm=50, focus_distance_m=2, sensor_width_mm=36)
+    return optics.strength_from_camera(**{**lens, "image_width_px": 4000, **changes})
+
+
+OPTICS_MISTAKES = [
+    Mistake("df above 1", lambda _: focus(1.5), r"df is 1\.5; wanted .* within \[0, 1\]"),
+    Mistake(
+        "df below 0", lambda _: focus([0.5, -0.25]), r"df is \[-0\.25, 0\.5\]; wanted .*\[0, 1\]"
+    ),
+    Mistake("df is NaN", lambda _: focus(float("nan")), r"df is nan; wanted .*finite"),
+    Mistake(
+        "no df", lambda _: focus(None), r"df is None; wanted the disparity of the plane in focus"
+    ),
+    Mistake("df is text", lambda _: focus("near"), r"df is 'near'; wanted .* one number"),
+    Mistake(
+        "three df for two images",
+        lambda _: focus([0.1, 0.2, 0.3]),
+        r"df has shape \(3,\), which fits neither one image nor this batch of 2",
+    ),
+    Mistake(
+        "negative metric df",
+        lambda _: focus(-0.5, metric=True),
+        r"df is -0\.5; metric disparity is 1/metres.*df=0\.5, at infinity df=0",
+    ),
+    Mistake("negative K", lambda _: focus(0.5, -3), r"K is -3; wanted zero or more pixels"),
+    Mistake("K is NaN", lambda _: focus(0.5, float("nan")), r"K is nan; wanted .*finite"),
+    Mistake("K is infinite", lambda _: focus(0.5, torch.inf), r"K is inf; wanted .*finite"),
+    Mistake(
+        "df of another batch",
+        lambda _: optics.signed_defocus(torch.rand(2, 1, 4, 4), torch.rand(3), 1.0),
+        r"df has 3 values but the disparity \(2, 1, 4, 4\) is a batch of 2",
+    ),
+    Mistake("f-number 0", lambda _: camera(f_number=0), r"f_number is 0; wanted a positive number"),
+    Mistake(
+        "focus distance within the lens",
+        lambda _: camera(focus_distance_m=0.03),
+        r"within the focal length of 50 mm, where no lens forms an image: .*metres",
+    ),
+    Mistake(
+        "focus outside the picture",
+        lambda _: images.focus_disparity_at(torch.rand(1, 1, 6, 8), 8, 2),
+        r"\(8, 2\) lies outside the picture of 8 x 6 pixels; wanted x \(column\) from 0 to 7",
+    ),
+    Mistake(
+        "focus on a hole",
+        lambda _: images.focus_disparity_at(torch.full((1, 1, 6, 8), torch.nan), 3, 2),
+        r"focus point \(3, 2\) is unknown; choose a point with a known disparity",
+    ),
+    Mistake(
+        "padding to a multiple of 0",
+        lambda _: images.pad_to_multiple(torch.rand(1, 3, 4, 4), 0),
+        r"multiple is 0; wanted a whole number of at least 1",
+    ),
+    Mistake(
+        "crop larger than the picture",
+        lambda _: images.crop_to(torch.rand(1, 3, 4, 4), (5, 4)),
+        r"wanted at least 5 x 4 to crop",
+    ),
+]
+
+WRITING_MISTAKES = [
+    Mistake(
+        "overwriting",
+        lambda folder: images.write_image(saved(folder, "out.png", PHOTO), PHOTO),
+        r"out\.png exists already; wanted a new file.*overwrite=True",
+        FileExistsError,
+    ),
+    Mistake(
+        "format without a writer",
+        lambda folder: images.write_image(folder / "out.exr", PHOTO),
+        r"out\.exr ends in \.exr; wanted one of \.png",
+    ),
+    Mistake(
+        "folder that is not there",
+        lambda folder: images.write_image(folder / "results" / "out.png", PHOTO),
+        r"There is no folder .*results; create it first",
+        FileNotFoundError,
+    ),
+    Mistake(
+        "a batch into one file",
+        lambda folder: images.write_image(folder / "out.png", [PHOTO, PHOTO]),
+        r"2 images for one file; wanted one for each",
+    ),
+]
+
+ALL_MISTAKES = IMAGE_MISTAKES + DISPARITY_MISTAKES + OPTICS_MISTAKES + WRITING_MISTAKES
+
+
+@pytest.mark.parametrize("mistake", ALL_MISTAKES, ids=lambda mistake: mistake.name)
+def test_mistake_gets_its_sentence(mistake: Mistake, tmp_path: Path):
+    with pytest.raises(mistake.error, match=re.compile(mistake.sentence, re.DOTALL)):
+        mistake.make(tmp_path)
+
+
+def render(folder: Path, *changes: object, photo: str = "photo.png", model: bool = False) -> str:
+    """Runs `bokehdiff render` on a good scene with changed arguments; gives its stderr."""
+    saved(folder, "photo.png", PHOTO)
+    saved(folder, "photo.npy", DISPARITY)
+    arguments = ["render", folder / photo]
+    given = [str(change) for change in changes]
+    if "--disparity" not in given:
+        arguments += ["--disparity", folder / "photo.npy"]
+    if "--df" not in given and "--focus" not in given:
+        arguments += ["--df", 0.5]
+    if "-o" not in given:
+        arguments += ["-o", folder / "out.png"]
+    if not model:
+        arguments += ["--method", "scatter"]
+    result = CliRunner().invoke(app, [*map(str, arguments), *given])
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), "a traceback reached the person"
+    assert not (folder / "out.png").exists()
+    return result.stderr
+
+
+COMMAND_LINE_MISTAKES = [
+    (
+        "photo that is not there",
+        dict(photo="none.png"),
+        (),
+        r"none\.png does not exist; wanted a ph",
+    ),
+    ("disparity that is not there", {}, ("--disparity", "x.npy"), r"no disparity map x\.npy"),
+    ("df out of range", {}, ("--df", "20"), r"df is 20; wanted .*\[0, 1\]"),
+    ("negative strength", {}, ("--K", "-1"), r"K is -1; wanted zero or more"),
+    ("df and focus", {}, ("--df", "0.5", "--focus", "1,1"), r"Both --df and --focus .*one of them"),
+    ("focus in words", {}, ("--focus", "middle"), r"'middle'; wanted column and row .*512,300"),
+    ("focus outside", {}, ("--focus", "99,1"), r"photo\.png: .*outside the picture of 8 x 6"),
+    (
+        "output of unknown kind",
+        {},
+        ("-o", "out.exr"),
+        r"-o out\.exr ends in \.exr; wanted a folder",
+    ),
+    ("output folder missing", {}, ("-o", "no/out.png"), r"there is no folder no; create it first"),
+    (
+        "output is the photo",
+        {},
+        ("-o", "{folder}/photo.png", "--force"),
+        r"is the photograph itself",
+    ),
+    ("unknown device", {}, ("--device", "gpu"), r"--device gpu cannot be used .*--device cpu"),
+    ("model with scatter", {}, ("--model", "x"), r"--model goes with --method model"),
+    (
+        "folder that is no model",
+        dict(model=True),
+        ("--model", "{folder}"),
+        r"is no model: it has no model_index\.json; wanted a folder written by save_pretrained",
+    ),
+    (
+        "two photographs, one map",
+        {},
+        ("{folder}/photo.png", "-o", "{folder}/results"),
+        r"2 photographs but one disparity map, photo\.npy; wanted a folder",
+    ),
+    (
+        "two photographs, one output file",
+        {},
+        ("{folder}/photo.png", "--disparity", "{folder}", "-o", "{folder}/out.png"),
+        r"one file for 2 photographs; wanted a folder, for instance -o .*out\.",
+    ),
+    (
+        "two photographs of one name",
+        {},
+        ("{folder}/photo.png", "--disparity", "{folder}", "-o", "{folder}/results"),
+        r"would both be written to .*wanted different names",
+    ),
+    (
+        "folder without the map",
+        {},
+        ("--disparity", "tests"),
+        r"tests has no disparity map for photo\.png; wanted photo, photo_disp, photo_disparity",
+    ),
+    (
+        "pattern without the map",
+        {},
+        ("--disparity", "maps/{stem}.png"),
+        r"photo\.png has no disparity map: there is no file maps/photo\.png",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "sentence"),
+    [case[1:] for case in COMMAND_LINE_MISTAKES],
+    ids=[case[0] for case in COMMAND_LINE_MISTAKES],
+)
+def test_command_line_mistake_gets_its_sentence(tmp_path, monkeypatch, options, changes, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+    changes = [change.replace("{folder}", str(tmp_path)) for change in changes]
+    said = render(tmp_path, *changes, **options)
+    last = [line for line in said.splitlines() if line.startswith("bokehdiff: ")]
+    assert len(last) == 1, said
+    assert re.search(sentence, last[0]), said
+
+
+def test_neither_df_nor_focus(tmp_path):
+    saved(tmp_path, "photo.png", PHOTO)
+    result = CliRunner().invoke(
+        app, ["render", str(tmp_path / "photo.png"), "--disparity", "x", "-o", "y.png"]
+    )
+    assert result.exit_code == 1
+    assert "Neither --df nor --focus was given; wanted one of them" in result.stderr
+
+
+def test_several_maps_of_one_name(tmp_path):
+    saved(tmp_path, "photo_disp.png", (DISPARITY * 255).astype(np.uint8))
+    said = render(tmp_path, "--disparity", tmp_path)
+    assert re.search(r"several disparity maps .*: photo\.npy, photo_disp\.png; wanted one", said)
+    assert "--disparity '" in said and "{stem}.npy'" in said
+
+
+def print_table() -> None:
+    """Prints every mistake and its sentence as a Markdown table."""
+    print("| mistake | sentence |\n|---|---|")
+    for mistake in ALL_MISTAKES:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                mistake.make(Path(folder))
+            except mistake.error as error:
+                print(f"| {mistake.name} | {str(error).replace(folder + '/', '')} |")
+
+
+if __name__ == "__main__":
+    print_table()
