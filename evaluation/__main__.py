@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import bokehdiff
+
 RAYTRACED_COLUMNS = [
     ("nohl", "overall", "psnr_nohl"),
     ("SSIM", "overall", "ssim_nohl"),
@@ -28,6 +30,7 @@ EXAMPLES = """examples:
   python -m evaluation raytraced bench/raytraced/data --method scatter --scenes s01,s03
   python -m evaluation raytraced bench/raytraced/data --method path/to/checkpoint --save pictures
   python -m evaluation raytraced bench/raytraced/data --predictions pictures
+  python -m evaluation speed render --megapixels 1
 """
 
 
@@ -63,7 +66,46 @@ def parser() -> argparse.ArgumentParser:
     raytraced.add_argument("--save", metavar="DIR", help="keep the rendered pictures here")
     raytraced.add_argument("--out", metavar="FILE", help="write all figures to this JSON file")
     raytraced.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
+    speed = protocols.add_parser(
+        "speed",
+        help="seconds and memory",
+        description="Measure seconds and peak memory on scikit-image's motorcycle photograph.",
+    )
+    speed.add_argument(
+        "what", choices=["render"], help="render: prepare, first render and refocus of a photograph"
+    )
+    speed.add_argument("--model", metavar="FOLDER", help="default: the one inside the package")
+    speed.add_argument("--megapixels", type=float, default=1.0, help="default %(default)s")
+    speed.add_argument("--repeats", type=int, default=5, help="refocusings, default %(default)s")
+    speed.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    speed.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
+    speed.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
     return whole
+
+
+def measure_speed(arguments: argparse.Namespace) -> None:
+    """Times the pipeline on one photograph; prints a sentence and writes the JSON."""
+    import torch
+
+    from evaluation import methods, report, speed
+
+    if not 0.01 <= arguments.megapixels <= 100:
+        raise ValueError(f"--megapixels must be in [0.01, 100], got {arguments.megapixels:g}.")
+    if arguments.repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, got {arguments.repeats}.")
+    methods.check_device(arguments.device)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    model = arguments.model or bokehdiff.TINY
+    pipe = bokehdiff.BokehDiffPipeline.from_pretrained(model).to(arguments.device)
+    measured = speed.render_speed(pipe, arguments.megapixels, arguments.repeats)
+    machine = report.hardware(arguments.device)
+    print(
+        f"{speed.sentence(measured)}. {machine['processor']}, {machine['torch_threads']} "
+        f"thread(s), {machine['dtype']}, device {machine['device']}."
+    )
+    if arguments.out:
+        report.write_json(arguments.out, {"hardware": machine, "render": vars(measured)})
 
 
 def evaluate_raytraced(arguments: argparse.Namespace) -> None:
@@ -120,11 +162,14 @@ def evaluate_raytraced(arguments: argparse.Namespace) -> None:
         print(f"All figures: {arguments.out}")
 
 
+PROTOCOLS = {"raytraced": evaluate_raytraced, "speed": measure_speed}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status (2 for a mistake of the caller)."""
     parsed = parser().parse_args(arguments)
     try:
-        evaluate_raytraced(parsed)
+        PROTOCOLS[parsed.protocol](parsed)
     except (ValueError, FileNotFoundError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

@@ -92,9 +92,9 @@ def method_by_name(name: str, device: str = "cpu") -> Method:
     if name == "tiny":
         import bokehdiff
 
-        return _pipeline(name, Path(bokehdiff.TINY), device)
+        return _pipeline(name, Path(bokehdiff.TINY), device, "bokehdiff.TINY")
     if Path(name).is_dir():
-        return _pipeline(Path(name).resolve().name, Path(name), device)
+        return _pipeline(Path(name).resolve().name, Path(name), device, repr(name))
     raise ValueError(
         f"--method {name} is neither one of {', '.join(METHOD_NAMES)} nor a folder with a model."
     )
@@ -168,7 +168,7 @@ def _classical(photograph: Photograph, method: str, device: str) -> np.ndarray:
     return _as_array(render_bokeh(image, disparity, df, K, method=method, metric=True))
 
 
-def _pipeline(name: str, folder: Path, device: str) -> Method:
+def _pipeline(name: str, folder: Path, device: str, shown: str) -> Method:
     if not (folder / "model_index.json").is_file():
         raise ValueError(
             f"{folder} holds no model: wanted a folder that save_pretrained wrote, with a "
@@ -189,6 +189,6 @@ def _pipeline(name: str, folder: Path, device: str) -> Method:
 
     return Method(
         name,
-        f"BokehDiffPipeline.from_pretrained({str(folder)!r}), one step, disparity mapped to [0, 1]",
+        f"BokehDiffPipeline.from_pretrained({shown}), one step, disparity mapped to [0, 1]",
         render,
     )
