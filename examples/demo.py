@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--K",
         type=float,
-        default=24.0,
+        default=30.0,
         help="blur radius in pixels per unit of disparity (%(default)s)",
     )
     parser.add_argument(
@@ -41,7 +41,9 @@ def main() -> None:
 
     with timed("import"):
         import matplotlib
+        from diffusers.utils import logging
 
+        logging.disable_progress_bar()
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
         import torch
@@ -68,7 +70,7 @@ def main() -> None:
             print(f"  note: {note.message}")
 
     # Three things a photographer would focus on, by their place in the picture (x, y).
-    subjects = {"front wheel": (600, 330), "engine": (360, 250), "back wall": (60, 60)}
+    subjects = {"headlight": (537, 157), "rear wheel": (190, 330), "back wall": (60, 60)}
     arguments.output.mkdir(parents=True, exist_ok=True)
     results = {}
     for subject, (x, y) in subjects.items():
@@ -78,22 +80,23 @@ def main() -> None:
         results[subject][1].save(arguments.output / f"focus_{subject.replace(' ', '_')}.png")
 
     with timed("draw the overview"):
-        figure, axes = plt.subplots(2, 3, figsize=(16.5, 8.2), layout="constrained")
+        figure, axes = plt.subplots(2, 3, figsize=(16.5, 8.6), layout="constrained")
         filled = scene.disparity[0, 0].cpu().numpy()
         axes[0, 0].imshow(photo)
         axes[0, 0].set_title("photograph, all in focus")
         shown = axes[0, 1].imshow(filled, cmap="magma")
         axes[0, 1].set_title("disparity (1 = nearest), holes filled")
-        figure.colorbar(shown, ax=axes[0, 1], shrink=0.85)
-        df = results["engine"][0]
+        figure.colorbar(shown, ax=axes[0, 1], location="bottom", shrink=0.7, aspect=40)
+        df = results["headlight"][0]
         radius = bokehdiff.optics.circle_of_confusion(torch.from_numpy(filled), df, arguments.K)
         shown = axes[0, 2].imshow(radius, cmap="viridis")
-        axes[0, 2].set_title("circle of confusion, focus on the engine (px radius)")
-        figure.colorbar(shown, ax=axes[0, 2], shrink=0.85)
+        axes[0, 2].set_title("circle of confusion, focus on the headlight (px)")
+        figure.colorbar(shown, ax=axes[0, 2], location="bottom", shrink=0.7, aspect=40)
         for axis, (subject, (df, result)) in zip(axes[1], results.items(), strict=True):
             axis.imshow(result)
             axis.plot(*subjects[subject], "+", color="white", markersize=12, markeredgewidth=2)
             axis.set_title(f"focus on the {subject}: df = {df:.2f}, K = {arguments.K:g}")
+        figure.get_layout_engine().set(h_pad=0.12)
         for axis in axes.flat:
             axis.set_axis_off()
         overview = arguments.output / "overview.png"
