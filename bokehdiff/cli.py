@@ -359,10 +359,13 @@ def _renderer(method: Method, model: str | None, device: str | None) -> Renderer
             f"The model inside the package is missing ({folder}); reinstall bokehdiff, or use "
             "--model."
         )
+    from diffusers.utils import logging
+
     from .pipelines import BokehDiffPipeline
 
+    if os.path.isdir(folder):  # a download has something to show, a folder loads at once
+        logging.disable_progress_bar()
     pipe = BokehDiffPipeline.from_pretrained(folder).to(device)
-    pipe.set_progress_bar_config(disable=True)
 
     def diffuse(image: torch.Tensor, disparity: torch.Tensor, df: float, K: float) -> torch.Tensor:
         scene = pipe.prepare(image, disparity)
@@ -481,7 +484,7 @@ def _checkpoint_lines(folder: Path) -> list[tuple[str, str]]:
     codec = _component_config(folder, "vae")
     unet = _component_config(folder, "unet")
     lines.append(("codec", _described(codec, ("block_size", "latent_channels", "scaling_factor"))))
-    lines.append(("unet", _described(unet, ("in_channels", "out_channels", "token_sizes"))))
+    lines.append(("unet", _described(unet, ("in_channels", "out_channels", "block_out_channels"))))
     for key in ("timestep", "pisa_layers"):
         if key in index:
             lines.append((key, json.dumps(index[key])))
