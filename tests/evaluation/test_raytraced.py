@@ -270,3 +270,16 @@ def test_a_method_that_returns_nonsense_is_named(benchmark: Path) -> None:
         evaluate(find_scenes(benchmark, ["s01"]), [broken])
     with pytest.raises(ValueError, match="share a name"):
         evaluate(find_scenes(benchmark), [broken, broken])
+
+
+def test_the_embedded_checkpoint_passes_the_classical_renderer(shared_root: Path) -> None:
+    data = shared_root / "bench" / "raytraced" / "data"
+    if not data.is_dir():
+        pytest.skip(f"no ray-traced benchmark at {data}")
+    methods = [method_by_name(name) for name in ("scatter", "tiny")]
+    # One scene of alpha cards, one with lights and thin depth: six of the twenty-one images.
+    results = evaluate(find_scenes(data, ["s06", "s08"]), methods)
+    scatter, tiny = (results[name]["overall"] for name in ("scatter", "tiny"))
+    assert tiny["psnr_nohl"] > scatter["psnr_nohl"] + 0.5
+    assert tiny["psnr_edge_nohl"] > scatter["psnr_edge_nohl"] + 1
+    assert tiny["psnr_infocus"] > 44
