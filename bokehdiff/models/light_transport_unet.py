@@ -166,8 +166,9 @@ def hidden_surfaces(
     slabs = torch.unique(slab_of_pixel).tolist()
     pooled = {slab: pool_to_tokens(visible * (slab_of_pixel == slab), cell) for slab in slabs}
     for slab in slabs:
-        # The slab just behind may hold the same slanted surface, so it does not count as hidden.
-        behind = [pooled[other] for other in slabs if other < slab - 1]
+        # The slabs just behind may hold the same slanted surface: the first does not count, and
+        # the farther away the more.
+        behind = [pooled[other] * (slab - 1 - other) for other in slabs if other < slab - 1]
         if not behind:
             continue
         values, steps = filled_from_surroundings(torch.stack(behind).sum(0))
