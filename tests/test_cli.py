@@ -15,11 +15,6 @@ from typer.testing import CliRunner
 import bokehdiff
 from bokehdiff.cli import app
 
-needs_embedded_model = pytest.mark.skipif(
-    not (Path(bokehdiff.TINY) / "model_index.json").is_file(),
-    reason="the embedded checkpoint is not there",
-)
-
 
 def run(*arguments: object):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -193,14 +188,12 @@ def test_errors_of_the_installed_command_have_no_traceback(tmp_path):
     assert result.stderr == "bokehdiff: none.png does not exist; wanted a photograph.\n"
 
 
-@needs_embedded_model
 def test_info_describes_the_embedded_model():
     result = run("info")
     assert "MB of safetensors" in result.stdout and "AutoencoderSpaceToDepth" in result.stdout
     assert "pisa." in result.stdout and "timestep" in result.stdout
 
 
-@needs_embedded_model
 def test_model_renders_like_the_pipeline(scene):
     target = scene / "out.png"
     result = run(
@@ -217,7 +210,6 @@ def test_model_renders_like_the_pipeline(scene):
     assert read(target)[:, 36:].std() < 0.8 * photo[:, 36:].std()
 
 
-@needs_embedded_model
 def test_model_with_no_strength_returns_the_photograph(scene):
     result = run(
         "render", scene / "photo.png", "--disparity", scene / "photo.npy", "--df", 0.3, "--K", 0,

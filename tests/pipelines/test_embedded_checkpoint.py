@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 import bokehdiff
 from tests.tiny_models import photo_and_disparity
-
-pytestmark = pytest.mark.skipif(
-    not Path(bokehdiff.TINY, "model_index.json").is_file(),
-    reason="this checkout has no embedded checkpoint (bokehdiff/assets/tiny)",
-)
 
 LEVEL = 1 / 255
 
