@@ -11,8 +11,10 @@ from bokehdiff.images import linear_to_srgb, srgb_to_linear
 from bokehdiff.models.light_transport_unet import (
     LightTransportUNet,
     calibrated_token_radius,
+    enlarge_tokens,
     hidden_surfaces,
     pisa_kernel_second_moment,
+    pool_to_tokens,
     slab_edges,
     slope_per_token,
 )
@@ -65,14 +67,23 @@ def test_circles_of_confusion_are_a_few_tokens_wide(untrained, radius, sign):
         assert tokens >= 2.8
 
 
-@pytest.mark.parametrize("token_size", [1, 2, 8])
-@pytest.mark.parametrize("radius", [1.0, 2.0, 3.3, 5.0, 7.7])
+@pytest.mark.parametrize("token_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("radius", [1.5, 2.8, 3.3, 5.0, 7.7])  # tokens
 def test_calibration_gives_the_spread_of_a_disc(token_size, radius):
-    """Second moment of pooled light + PISA + bilinear enlargement = that of a disc, r^2/2."""
+    """Second moment of pooled light + PISA + enlargement = that of a disc, r^2/2."""
     pixels = torch.tensor([radius * token_size])
     tokens = calibrated_token_radius(pixels, token_size, SLOPE).double()
     moment = pisa_kernel_second_moment(tokens, SLOPE).item()
-    pooling_and_enlargement = 2 * (1 / 12 + 1 / 6) if token_size > 1 else 0.0
+    # One lit pixel, pooled and enlarged again; its place in the token does not matter on average.
+    size = 16 * token_size
+    spread = []
+    for place in range(size // 2, size // 2 + token_size):
+        lit = torch.zeros(1, 1, 1, size)
+        lit[..., place] = token_size
+        lit = pool_to_tokens(lit.expand(1, 1, token_size, size), token_size)
+        row = enlarge_tokens(lit, token_size)[0, 0, 0].double()
+        spread.append((row * (torch.arange(size) - place) ** 2).sum() / row.sum())
+    pooling_and_enlargement = 2 * torch.stack(spread).mean().item() / token_size**2
     # The moment is a staircase where circles pass between tokens, so 1 % remains.
     assert moment + pooling_and_enlargement == pytest.approx(radius**2 / 2, rel=0.01, abs=0.01)
 
