@@ -400,7 +400,6 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
     """
 
     config_name = "config.json"
-    alphas_cumprod: torch.Tensor
     _supports_gradient_checkpointing = False
     _no_split_modules = ["LightTransport"]
     _keep_in_fp32_modules = ["light_transport"]
@@ -436,9 +435,8 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
             torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64)
             ** 2
         )
-        self.register_buffer(
-            "alphas_cumprod", torch.cumprod(1 - betas, 0).float(), persistent=False
-        )
+        # No buffer: a cast to half precision would shift every result.
+        self.alphas_cumprod = torch.cumprod(1 - betas, 0).float()
         width = block_out_channels[0]
         self.emission = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, padding=1),
@@ -529,9 +527,8 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
         clean = linear_to_srgb(composite.clamp(0, 1)) + residual
 
         clean_latents = F.pixel_unshuffle(clean * 2 - 1, block)
-        alpha_bar = self.alphas_cumprod[
-            torch.as_tensor(timestep, device=sample.device).long()
-        ].reshape(-1, 1, 1, 1)
+        timestep = torch.as_tensor(timestep).long().cpu()
+        alpha_bar = self.alphas_cumprod[timestep].reshape(-1, 1, 1, 1).to(sample.device)
         noise = (latents.float() - alpha_bar.sqrt() * clean_latents) / (1 - alpha_bar).sqrt()
         noise = noise.to(sample.dtype)
         return UNet2DConditionOutput(sample=noise) if return_dict else (noise,)

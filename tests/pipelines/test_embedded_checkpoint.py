@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import bokehdiff
 from tests.tiny_models import photo_and_disparity
@@ -70,3 +71,17 @@ def test_output_has_the_size_of_the_input(pipe: bokehdiff.BokehDiffPipeline, siz
     photo, disparity = photo_and_disparity(*size)
     (picture,) = pipe(photo, disparity, 0.7, 10.0).images
     assert picture.size == size[::-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close(pipe: bokehdiff.BokehDiffPipeline, dtype: torch.dtype) -> None:
+    half = bokehdiff.BokehDiffPipeline.from_pretrained(bokehdiff.TINY, dtype=dtype)
+    # The light itself is summed in float32; eight bits of mantissa in its way would band it.
+    assert half.unet.light_transport.attn.to_v.weight.dtype == torch.float32
+    photo, disparity = photo_and_disparity(64, 80)
+    arguments = {"df": 0.2, "K": 12.0, "output_type": "pt"}
+    exact = pipe(photo, disparity, **arguments).images
+    rounded = half(photo, disparity, **arguments).images
+    # bfloat16 latents in [-1, 1] are rounded by up to 2^-9, a quarter of a level of the image.
+    assert (rounded - exact).abs().max() < 2 * LEVEL
+    assert (rounded - exact).abs().mean() < LEVEL / 4
