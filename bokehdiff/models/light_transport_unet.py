@@ -33,6 +33,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
@@ -44,6 +45,7 @@ from ..attention import PisaAttnProcessor, PisaConfig, PisaContext, PisaGeometry
 from ..attention.config import COC_UNITS_PER_TOKEN
 from ..images import linear_to_srgb, srgb_to_linear
 
+GROUPS = ("nearer", "own", "farther")  # light by where it comes from, seen from the pixel's surface
 LIGHT_CHANNELS = 4  # red, green, blue and the column of ones that counts how much light arrived
 
 
@@ -102,6 +104,16 @@ def calibrated_token_radius(
     inside = table_radius[above - 1] + fraction * 0.01
     wide = (2 * wanted).sqrt()  # a wide token disc is a disc
     return torch.where(wanted > table_moment[-1], wide, inside).to(radius_pixels.dtype)
+
+
+def surface_channels(
+    light: torch.Tensor, disparity: torch.Tensor, defocus: torch.Tensor
+) -> torch.Tensor:
+    """(B, 7, H, W): colour and a column of ones, radius; disparity and squashed defocus, by which
+    queries and keys know where they lie."""
+    return torch.cat(
+        [light, torch.ones_like(defocus), defocus.abs(), disparity, torch.asinh(defocus)], 1
+    )
 
 
 def pool_to_tokens(pixels: torch.Tensor, token_size: int) -> torch.Tensor:
@@ -275,7 +287,7 @@ class LightTransport(nn.Module):
             bias=False,
             out_bias=False,
             out_dim=LIGHT_CHANNELS,
-            processor=PisaAttnProcessor(PisaContext(PisaConfig.preset("paper"))),
+            processor=PisaAttnProcessor(PisaContext()),
         )
         self.register_buffer(
             "edges",
@@ -304,16 +316,15 @@ class LightTransport(nn.Module):
             size *= 2
         return size
 
-    def spread(
-        self,
-        carried: torch.Tensor,
-        disparity: torch.Tensor,
-        defocus: torch.Tensor,
-        slab: int,
-        member: torch.Tensor,
-    ) -> torch.Tensor:
+    def spread(self, surface: torch.Tensor, slab: int, member: torch.Tensor) -> torch.Tensor:
         """What the light of one slab leaves at every pixel: (B, 4, H, W), colour times coverage,
-        and coverage."""
+        and coverage.
+
+        Args:
+            surface: (B, 7, H, W), see :func:`surface_channels`.
+            slab: its number.
+            member: (B, 1, H, W), pixels whose surface lies in it.
+        """
         processor = self.attn.processor
         if not isinstance(processor, PisaAttnProcessor) or processor.context is None:
             raise RuntimeError(
@@ -321,13 +332,14 @@ class LightTransport(nn.Module):
                 "something replaced the attention processors. Put it back with "
                 "bokehdiff.attention.install_pisa(unet, ['light_transport.attn'])."
             )
-        height, width = carried.shape[-2:]
+        height, width = surface.shape[-2:]
         size = self.token_size(slab)
-        inside = member.to(carried.dtype)
-        position = torch.cat([disparity, torch.asinh(defocus)], 1)
-        tokens = pool_to_tokens(torch.cat([carried * inside, position], 1), size)
-        coverage = pool_to_tokens(inside, size)
-        radius = pool_to_tokens(defocus.abs() * inside, size) / coverage.clamp_min(1e-6)
+        # Only members send light; where a token lies is asked of every token.
+        lit, placed = surface[:, : LIGHT_CHANNELS + 1], surface[:, LIGHT_CHANNELS + 1 :]
+        pooled = pool_to_tokens(torch.cat([lit * member, placed], 1), size)
+        carried, radius, placed = pooled.split([LIGHT_CHANNELS, 1, 2], 1)
+        coverage = carried[:, -1:]
+        radius = radius / coverage.clamp_min(1e-6)
         config = processor.context.config
         geometry = PisaGeometry.build(
             calibrated_token_radius(radius, size, slope_per_token(config)).detach(),
@@ -335,10 +347,10 @@ class LightTransport(nn.Module):
             config=config,
             emitters=coverage > 0,
         )
-        rows, columns = tokens.shape[-2:]
+        tokens = torch.cat([carried, placed], 1)
         tokens = tokens.flatten(2).transpose(1, 2).to(self.attn.to_q.weight.dtype)
-        arrived = self.attn(tokens, pisa_geometry=geometry).to(carried.dtype)
-        arrived = arrived.transpose(1, 2).unflatten(2, (rows, columns))
+        arrived = self.attn(tokens, pisa_geometry=geometry).to(surface.dtype)
+        arrived = arrived.transpose(1, 2).unflatten(2, carried.shape[-2:])
         return enlarge_tokens(arrived, size)[..., :height, :width]
 
     def forward(
@@ -358,19 +370,14 @@ class LightTransport(nn.Module):
             max=slab_of_pixel - 1
         )
         slab_behind = torch.where(seen, slab_behind, -1)
-        carried = torch.cat([light, torch.ones_like(defocus)], 1)
-        behind_carried = torch.cat([behind_light, torch.ones_like(defocus)], 1)
-        composite = torch.zeros_like(carried)
-        groups = {name: torch.zeros_like(carried) for name in ("nearer", "own", "farther")}
+        visible = surface_channels(light, disparity, defocus)
+        hidden = surface_channels(behind_light, behind_disparity, behind_defocus)
+        composite = torch.zeros_like(visible[:, :LIGHT_CHANNELS])
+        groups = {name: torch.zeros_like(composite) for name in GROUPS}
         for slab in torch.unique(slab_of_pixel).flip(0).tolist():  # the nearest first
             behind = slab_behind == slab
-            arrived = self.spread(
-                torch.where(behind, behind_carried, carried),
-                torch.where(behind, behind_disparity, disparity),
-                torch.where(behind, behind_defocus, defocus),
-                slab,
-                (slab_of_pixel == slab) | behind,
-            )
+            surface = torch.where(behind, hidden, visible)
+            arrived = self.spread(surface, slab, (slab_of_pixel == slab) | behind)
             coverage = arrived[:, 3:4].clamp_min(0)
             room = (1 - composite[:, 3:4]).clamp_min(0)
             composite = composite + arrived * (
@@ -419,9 +426,6 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
         num_train_timesteps: int = 1000,
         beta_start: float = 0.00085,
         beta_end: float = 0.012,
-        sample_size: int = 128,
-        cross_attention_dim: int = 8,
-        addition_time_embed_dim: int = 1,
     ):
         super().__init__()
         area = block_size**2
@@ -431,12 +435,10 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
                 f"defocus of {area} pixels) and out_channels {3 * area}, but got {in_channels} "
                 f"and {out_channels}."
             )
-        betas = (
-            torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64)
-            ** 2
-        )
         # No buffer: a cast to half precision would shift every result.
-        self.alphas_cumprod = torch.cumprod(1 - betas, 0).float()
+        self.alphas_cumprod = DDPMScheduler(
+            num_train_timesteps, beta_start, beta_end, beta_schedule="scaled_linear"
+        ).alphas_cumprod
         width = block_out_channels[0]
         self.emission = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, padding=1),
@@ -490,33 +492,23 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
         photo = (pixels[:, :3] / 2 + 0.5).clamp(0, 1)
         disparity, defocus = pixels[:, 3:4], pixels[:, 4:5]
 
-        squashed = F.pixel_unshuffle(
-            torch.cat([photo, disparity, torch.asinh(defocus)], 1), block
-        ).to(sample.dtype)
-        gain = F.pixel_shuffle(self.emission(squashed), block).float()
+        squashed = torch.asinh(defocus)
+        known = F.pixel_unshuffle(torch.cat([photo, disparity, squashed], 1), block)
+        gain = F.pixel_shuffle(self.emission(known.to(sample.dtype)), block).float()
         # Only a clipped highlight may be brighter than it looks: everything else shows its
         # radiance.
         clipped = ((photo.amax(1, keepdim=True) - 0.96) / 0.04).clamp(0, 1)
-        light = srgb_to_linear(photo) * torch.exp(clipped * gain.clamp(-1, 6))
+        photo_light = srgb_to_linear(photo)
+        light = photo_light * torch.exp(clipped * gain.clamp(-1, 6))
         with torch.autocast(sample.device.type, enabled=False):  # eight bits would band the light
             transported = self.light_transport(light, disparity, defocus)
 
-        composite, coverage = normalise(transported["composite"], srgb_to_linear(photo))
+        composite, coverage = normalise(transported["composite"], photo_light)
         shown = linear_to_srgb(composite.clamp(0, 1))
-        candidates = [
-            normalise(transported[name], composite)[0] for name in ("nearer", "own", "farther")
-        ]
+        candidates = [normalise(transported[name], composite)[0] for name in GROUPS]
         differences = [linear_to_srgb(candidate.clamp(0, 1)) - shown for candidate in candidates]
-        coverages = [transported[name][:, 3:4] for name in ("nearer", "own", "farther")]
-        evidence = [
-            shown,
-            photo,
-            *differences,
-            *coverages,
-            coverage,
-            disparity,
-            torch.asinh(defocus),
-        ]
+        coverages = [transported[name][:, 3:4] for name in GROUPS]
+        evidence = [shown, photo, *differences, *coverages, coverage, disparity, squashed]
         correction = self.correction(
             F.pixel_unshuffle(torch.cat(evidence, 1), block).to(sample.dtype)
         )
