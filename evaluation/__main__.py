@@ -83,17 +83,33 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
+def check_before_work(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for what would fail only after minutes of work, in any protocol."""
+    try:
+        import scipy.ndimage  # noqa: F401
+        import skimage  # noqa: F401
+    except ImportError as missing:
+        raise ValueError(
+            f"{missing.name} is not installed; the evaluation needs pip install 'bokehdiff[data]'."
+        ) from missing
+
+    from evaluation import methods
+
+    if arguments.out and not Path(arguments.out).resolve().parent.is_dir():
+        raise ValueError(f"There is no folder {Path(arguments.out).parent} for --out.")
+    methods.check_device(arguments.device)
+
+
 def measure_speed(arguments: argparse.Namespace) -> None:
     """Times the pipeline on one photograph; prints a sentence and writes the JSON."""
     import torch
 
-    from evaluation import methods, report, speed
+    from evaluation import report, speed
 
     if not 0.01 <= arguments.megapixels <= 100:
         raise ValueError(f"--megapixels must be in [0.01, 100], got {arguments.megapixels:g}.")
     if arguments.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, got {arguments.repeats}.")
-    methods.check_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model = arguments.model or bokehdiff.TINY
@@ -110,23 +126,12 @@ def measure_speed(arguments: argparse.Namespace) -> None:
 
 def evaluate_raytraced(arguments: argparse.Namespace) -> None:
     """Runs the ray-traced benchmark; prints the table and writes the JSON."""
-    try:
-        import scipy.ndimage  # noqa: F401
-        import skimage.metrics  # noqa: F401
+    from evaluation import methods, raytraced, report
 
-        from evaluation import methods, raytraced, report
-    except ImportError as missing:
-        raise ValueError(
-            f"{missing.name} is not installed; the evaluation needs pip install 'bokehdiff[data]'."
-        ) from missing
-
-    if arguments.out and not Path(arguments.out).resolve().parent.is_dir():
-        raise ValueError(f"There is no folder {Path(arguments.out).parent} for --out.")
     names = arguments.scenes.split(",") if arguments.scenes else None
     scenes = raytraced.find_scenes(arguments.data, names)
     if not arguments.method and not arguments.predictions:
         raise ValueError("Nothing to evaluate; wanted --method NAME or --predictions DIR.")
-    methods.check_device(arguments.device)
     wanted = dict.fromkeys(["identity", *arguments.method])
     chosen = [methods.method_by_name(name, arguments.device) for name in wanted]
     if arguments.predictions:
@@ -169,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status (2 for a mistake of the caller)."""
     parsed = parser().parse_args(arguments)
     try:
+        check_before_work(parsed)
         PROTOCOLS[parsed.protocol](parsed)
     except (ValueError, FileNotFoundError) as problem:
         print(f"error: {problem}", file=sys.stderr)

@@ -34,6 +34,7 @@ def test_speed_of_a_small_photograph(tmp_path):
         (("render", "--megapixels", "0"), "--megapixels must be in [0.01, 100], got 0"),
         (("render", "--repeats", "0"), "--repeats must be at least 1, got 0"),
         (("render", "--device", "abacus"), "--device abacus cannot be used here"),
+        (("render", "--out", "no/such/folder/speed.json"), "There is no folder no/such/folder"),
     ],
 )
 def test_mistakes_get_a_sentence(arguments, sentence):
