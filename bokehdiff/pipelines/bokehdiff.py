@@ -624,8 +624,8 @@ class BokehDiffPipeline(StableDiffusionXLPipeline):
         """What height and width of the latents must be multiples of.
 
         A UNet may say so (``token_multiple``). Otherwise it is the down-sampling in front of the
-        deepest
-        PISA layer, so that its tokens cover the latents exactly: 2 for SDXL's ``down_blocks.1``.
+        deepest PISA layer, so that its tokens cover the latents exactly: 2 for SDXL's
+        ``down_blocks.1``.
         """
         if getattr(self.unet, "token_multiple", None):
             return int(self.unet.token_multiple)
