@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .backends import BackendChoice, available_backends, explain
 from .config import PisaConfig
 from .geometry import PisaGeometry
 from .pisa import pisa_attention
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "BackendChoice",
     "DEFAULT_PISA_LAYERS",
     "PisaAttnProcessor",
     "PisaConfig",
     "PisaContext",
     "PisaGeometry",
+    "available_backends",
+    "explain",
     "install_pisa",
     "pisa_attention",
     "remove_pisa",

@@ -16,13 +16,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .compiled import GraphOwner
 from .config import COC_UNITS_PER_TOKEN, OFFICIAL_GRID_SPAN, PIXELS_PER_COC_UNIT, PisaConfig
+from .visibility import (
+    count_visible_rays,
+    keys_at_risk,
+    nearest_anywhere,
+    nearest_within_circles,
+    ray_direction,
+)
 
 if TYPE_CHECKING:
-    from .local import LocalPlan
+    from .backends import Backend
 
-DEFAULT_VISIBILITY_BYTES = 1 << 30
+DEFAULT_BYTE_BUDGET = 1 << 30
 """Largest stored visibility of the local backend; beyond, it is computed again in every call."""
+
+_LARGEST_EXPONENT = 80.0
+"""The exponential function of a little more overflows float32."""
+
+PAIRS_TRACED_AT_ONCE = 1 << 15
+"""Pairs of tokens whose rays are traced at a time; more would only cost memory."""
 
 
 def log_soft_mask(radius: Tensor, distance: Tensor, slope: float, cutoff: float) -> Tensor:
@@ -34,27 +48,8 @@ def log_soft_mask(radius: Tensor, distance: Tensor, slope: float, cutoff: float)
     """
     log_mask = F.logsigmoid(slope * (radius - distance))
     if cutoff > 0:
-        log_mask = log_mask.masked_fill(log_mask < math.log(cutoff), -math.inf)
+        log_mask = F.threshold(log_mask, math.log(cutoff), -math.inf)
     return log_mask
-
-
-def jitter_table(config: PisaConfig, *entries: int) -> Tensor:
-    """Return offsets (supersampling, *entries, 2) in tokens, x then y; the first is zero.
-
-    The others are stratified: random points of an additive low-discrepancy sequence, which fill
-    the token evenly for any number of rays. The same config gives the same table.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    table = torch.zeros(config.supersampling, *entries, 2)
-    rays = config.supersampling - 1
-    if rays:
-        # Roberts' R2 sequence: the two-dimensional relative of the golden ratio.
-        ratio = 1.32471795724474602596
-        steps = torch.tensor([1 / ratio, 1 / ratio**2], dtype=torch.float64)
-        counts = torch.arange(rays, dtype=torch.float64).view(rays, *([1] * len(entries)), 1)
-        start = torch.rand(*entries, 2, generator=generator, dtype=torch.float64)
-        table[1:] = ((start + counts * steps) % 1.0 - 0.5) * config.jitter_width
-    return table
 
 
 def _resize(maps: Tensor, height: int, width: int) -> Tensor:
@@ -62,13 +57,6 @@ def _resize(maps: Tensor, height: int, width: int) -> Tensor:
     if maps.shape[-2:] == (height, width):
         return maps
     return F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
-
-
-def _slide_max(maps: Tensor, axis: int, reach: int) -> Tensor:
-    """Return the maximum over `reach` samples to either side along an axis of (B, C, H, W)."""
-    kernel, padding = [1, 1], [0, 0]
-    kernel[axis - 2], padding[axis - 2] = 2 * reach + 1, reach
-    return F.max_pool2d(maps, kernel, stride=1, padding=padding)
 
 
 def _check_map(name: str, value: Tensor, batch: int | None = None) -> Tensor:
@@ -86,8 +74,20 @@ def _check_map(name: str, value: Tensor, batch: int | None = None) -> Tensor:
     return value
 
 
+def _pick(value: Tensor, shape: torch.Size, places: Tensor) -> Tensor:
+    """Return `value.expand(shape).flatten()[places]` without making the expanded tensor."""
+    own_sides = [1] * (len(shape) - value.ndim) + list(value.shape)
+    index, stride = torch.zeros_like(places), 1
+    for side, own_side in zip(reversed(shape), reversed(own_sides), strict=True):
+        if own_side > 1:
+            index += places % side * stride
+            stride *= own_side
+        places = places // side
+    return value.reshape(-1)[index]
+
+
 @dataclass(frozen=True, eq=False)
-class PisaGeometry:
+class PisaGeometry(GraphOwner):
     """Circles of confusion and visibility of one batch of images on one token grid.
 
     Immutable, and free of anything that depends on heads, features or layers: build it once per
@@ -102,7 +102,7 @@ class PisaGeometry:
         occlusion_map: (B, 1, rows, columns) disparity in which occluders are looked up.
         emitters: (B, N) bool, keys that emit light; None when all do.
         generator: source of the noise of `jitter="location_random"`; None uses `config.seed`.
-        visibility_byte_budget: see `DEFAULT_VISIBILITY_BYTES`.
+        byte_budget: see `DEFAULT_BYTE_BUDGET`.
     """
 
     radius: Tensor
@@ -114,9 +114,16 @@ class PisaGeometry:
     occlusion_map: Tensor | None = None
     emitters: Tensor | None = None
     generator: torch.Generator | None = None
-    visibility_byte_budget: int = DEFAULT_VISIBILITY_BYTES
+    byte_budget: int = DEFAULT_BYTE_BUDGET
     # Derived tables, filled on first use; they never change what is computed.
     _derived: dict[str, object] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.take_handle()
+
+    def find_geometry(self, q: Tensor, disp_coc: Tensor | None) -> tuple[PisaGeometry, Backend]:
+        """Return itself, for layers inside a compiled graph."""
+        return self, "auto"
 
     @classmethod
     def build(
@@ -128,7 +135,7 @@ class PisaGeometry:
         hardness: float | None = None,
         emitters: Tensor | None = None,
         generator: torch.Generator | None = None,
-        visibility_byte_budget: int = DEFAULT_VISIBILITY_BYTES,
+        byte_budget: int = DEFAULT_BYTE_BUDGET,
     ) -> PisaGeometry:
         """Return the geometry of a token grid.
 
@@ -140,7 +147,7 @@ class PisaGeometry:
             hardness: replaces `config.hardness`.
             emitters: (B or 1, 1, h, w) bool; other keys give nothing to any query.
             generator: random numbers for `jitter="location_random"`.
-            visibility_byte_budget: see the attribute.
+            byte_budget: see the attribute.
 
         Raises:
             ValueError: for shapes that do not agree, negative radii, disparity outside [0, 1],
@@ -153,7 +160,7 @@ class PisaGeometry:
             hardness=hardness,
             emitters=emitters,
             generator=generator,
-            visibility_byte_budget=visibility_byte_budget,
+            byte_budget=byte_budget,
         )
 
     @classmethod
@@ -167,7 +174,7 @@ class PisaGeometry:
                 circle of confusion in units of ten pixels.
             height, width: token grid.
             config: settings.
-            options: `hardness`, `emitters`, `generator`, `visibility_byte_budget` of `build`.
+            options: `hardness`, `emitters`, `generator`, `byte_budget` of `build`.
         """
         if disp_coc.ndim != 4 or disp_coc.shape[1] != 2:
             raise ValueError(
@@ -193,7 +200,7 @@ class PisaGeometry:
         hardness: float | None = None,
         emitters: Tensor | None = None,
         generator: torch.Generator | None = None,
-        visibility_byte_budget: int = DEFAULT_VISIBILITY_BYTES,
+        byte_budget: int = DEFAULT_BYTE_BUDGET,
     ) -> PisaGeometry:
         config = config or PisaConfig()
         if hardness is not None:
@@ -248,7 +255,7 @@ class PisaGeometry:
             occlusion_map=occlusion_map,
             emitters=emitters,
             generator=generator,
-            visibility_byte_budget=visibility_byte_budget,
+            byte_budget=byte_budget,
         )
 
     # -- sizes ------------------------------------------------------------------------------------
@@ -290,18 +297,26 @@ class PisaGeometry:
 
     def distances(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return (N, N) distances between tokens, in units."""
-        device, length = self.radius.device, 1.0
+        number = torch.arange(self.token_count, device=self.radius.device)
+        return self._distances(number[:, None], number, dtype)
+
+    def _distances(self, key: Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return distances in units between tokens of one image; numbers broadcast."""
+        device = self.radius.device
         if self.config.token_spacing is None:
             # In the order of the authors' roundings: the edge multiplies them by the slope.
-            length = OFFICIAL_GRID_SPAN
             y = torch.linspace(0, 1, self.height, dtype=dtype, device=device)
             x = torch.linspace(0, 1, self.width, dtype=dtype, device=device)
+            unit, length = (1.0, 1.0), OFFICIAL_GRID_SPAN
         else:
-            y = torch.arange(self.height, dtype=dtype, device=device) * self.spacing[0]
-            x = torch.arange(self.width, dtype=dtype, device=device) * self.spacing[1]
-        y = y.repeat_interleave(self.width)
-        x = x.repeat(self.height)
-        return ((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2).sqrt() * length
+            y = torch.arange(self.height, dtype=dtype, device=device)
+            x = torch.arange(self.width, dtype=dtype, device=device)
+            unit, length = self.spacing, 1.0
+        rows = y[key // self.width % self.height] - y[query // self.width % self.height]
+        columns = x[key % self.width] - x[query % self.width]
+        # In place: new memory is what costs most here.
+        columns.mul_(unit[1]).square_()
+        return rows.mul_(unit[0]).square_().add_(columns).sqrt_().mul_(length)
 
     def log_soft_mask(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return log C (B, N queries, N keys)."""
@@ -325,33 +340,121 @@ class PisaGeometry:
         visible = torch.ones(self.batch, tokens, tokens, device=device)
         if self.token_disparity is not None:
             number = torch.arange(tokens, device=device)
-            row, column = number // self.width, number % self.width
+            nearest = nearest_anywhere(self)
             noise_source = self.generator
             if noise_source is None:
                 noise_source = torch.Generator().manual_seed(self.config.seed)
-            queries_at_once = max(1, (1 << 20) // tokens)
             for image in range(self.batch):
                 noise = None
-                if self.config.jitter == "location_random" and self.config.supersampling > 1:
+                if not self.has_repeatable_rays:
                     # Laid out as in the authors' code, so that a seed gives their numbers.
                     noise = torch.rand(
                         self.config.supersampling - 1, self.config.segments, tokens, tokens, 2,
                         generator=noise_source, device=noise_source.device,
                     ).to(device)  # fmt: skip
-                for query in number.split(queries_at_once):
-                    rays = self.visible_rays(
+                for queries in number.split(max(1, PAIRS_TRACED_AT_ONCE // tokens)):
+                    key, query = number.repeat(queries.numel()), queries.repeat_interleave(tokens)
+                    rays = count_visible_rays(
+                        self,
                         image,
-                        number,
-                        row[query, None] - row,
-                        column[query, None] - column,
-                        noise=None if noise is None else noise[:, :, query],
+                        key,
+                        query,
+                        nearest[image, key],
+                        None if noise is None else noise[:, :, queries].flatten(2, 3),
                     )
-                    visible[image, query] = self.visible_share(rays)
+                    if self.config.source_always_visible:
+                        rays.masked_fill_(key == query, self.config.supersampling)
+                    visible[image, queries] = self.visible_share(rays).view(-1, tokens)
         if self.emitters is not None:
             visible = visible * self.emitters[:, None, :]
         return visible
 
-    # -- visibility of pairs, shared by every backend ----------------------------------------------
+    # -- single pairs of tokens, for every other backend -------------------------------------------
+
+    @property
+    def has_repeatable_rays(self) -> bool:
+        """Return whether visibility depends on the pair alone, so that it can be traced piecewise.
+
+        `jitter="location_random"` draws new noise for every pair; only the dense backend does that.
+        """
+        noisy = self.config.jitter == "location_random" and self.config.supersampling > 1
+        return self.token_disparity is None or not noisy
+
+    def log_mask_of_pairs(self, key: Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return log C of pairs of tokens, minus infinity where C is 0.
+
+        Args:
+            key, query: numbers in the whole batch, `image * N + token`; they broadcast.
+            dtype: of the result.
+        """
+        distance = self._distances(key, query, dtype)
+        radius = self.radius.detach().to(dtype).reshape(-1)[key]
+        if self.config.cutoff < math.exp(-_LARGEST_EXPONENT):
+            return log_soft_mask(radius, distance, self.slope, self.config.cutoff)
+        # What `log_soft_mask` does, in place.
+        log_mask = distance.sub_(radius).mul_(self.slope).clamp_(max=_LARGEST_EXPONENT)
+        log_mask.exp_().log1p_().neg_()
+        return torch.threshold_(log_mask, math.log(self.config.cutoff), -math.inf)
+
+    def visible_rays_of_pairs(
+        self, key: Tensor, query: Tensor, wanted: Tensor | None = None
+    ) -> Tensor:
+        """Return how many of the `supersampling` rays from key to query arrive, uint8.
+
+        Args:
+            key, query: numbers in the whole batch, `image * N + token`, both of one image; they
+                broadcast.
+            wanted: bool, pairs inside their circle of confusion (C > 0). Only these are traced,
+                which is what makes this cheap; the others, and pairs of keys that do not emit,
+                count as visible.
+
+        Raises:
+            ValueError: when rays are drawn anew for every pair.
+        """
+        shape = torch.broadcast_shapes(key.shape, query.shape)
+        device = self.radius.device
+        visible = torch.full(shape, self.config.supersampling, dtype=torch.uint8, device=device)
+        if self.token_disparity is None:
+            return visible
+        traced = self.may_be_hindered(key, within_circles=wanted is not None)
+        if wanted is not None:
+            traced = traced & wanted
+        where = traced.expand(shape).reshape(-1).nonzero().squeeze(1)
+        key, query = _pick(key, shape, where), _pick(query, shape, where)
+        counts = self.visible_rays(key, query, within_circles=wanted is not None)
+        visible.view(-1).scatter_(0, where, counts)
+        return visible
+
+    def visible_rays(self, key: Tensor, query: Tensor, *, within_circles: bool = True) -> Tensor:
+        """Return (pairs,) uint8 like `visible_rays_of_pairs`, for a list of pairs.
+
+        Args:
+            key, query: (pairs,) numbers in the whole batch.
+            within_circles: every query lies inside the circle of its key (C > 0).
+        """
+        count = self.config.supersampling
+        visible = torch.full(key.shape, count, dtype=torch.uint8, device=key.device)
+        if self.token_disparity is None:
+            return visible
+        if not self.has_repeatable_rays:
+            raise ValueError(
+                "This backend needs the same rays in every call, but jitter='location_random' "
+                "draws new noise for each pair of tokens. Use backend='reference', or "
+                "jitter='location_table'."
+            )
+        nearest = self._nearest(within_circles).reshape(-1)
+        nearest = nearest[4 * key + ray_direction(self, key, query)]
+        traced = keys_at_risk(self, self.token_disparity.reshape(-1)[key], nearest)
+        if self.config.source_always_visible:
+            traced &= key != query
+        for image in range(self.batch):
+            first, last = image * self.token_count, (image + 1) * self.token_count
+            mine = (traced & (key >= first) & (key < last)) if self.batch > 1 else traced
+            for pairs in mine.nonzero().squeeze(1).split(PAIRS_TRACED_AT_ONCE):
+                visible[pairs] = count_visible_rays(
+                    self, image, key[pairs] - first, query[pairs] - first, nearest[pairs]
+                )
+        return visible
 
     def visible_share(self, visible_rays: Tensor) -> Tensor:
         """Return the visibility in [0, 1] from a count of rays that arrive."""
@@ -360,191 +463,27 @@ class PisaGeometry:
             share = share.clamp(min=1.0 - self.config.occlusion_ceiling)
         return share
 
-    def positions(self) -> tuple[Tensor, Tensor]:
-        """Return x (N,) and y (N,) of the token centres, from -1 to 1 across the image."""
-        cached = self._derived.get("positions")
-        if cached is None:
-            device, dtype = self.radius.device, self.occlusion_dtype
-            rows = (2 * torch.arange(self.height, device=device, dtype=dtype) + 1) / self.height - 1
-            columns = (2 * torch.arange(self.width, device=device, dtype=dtype) + 1) / self.width
-            columns = columns - 1
-            if self.config.token_enumeration == "column_major":
-                # The authors let the axis with `height` values run fastest and use it as x.
-                cached = (rows.repeat(self.width), columns.repeat_interleave(self.height))
-            else:
-                cached = (columns.repeat(self.height), rows.repeat_interleave(self.width))
-            self._derived["positions"] = cached
-        return cached  # type: ignore[return-value]
-
-    @property
-    def occlusion_dtype(self) -> torch.dtype:
-        """Return the precision in which rays are traced."""
-        return torch.float32 if self.occlusion_map is None else self.occlusion_map.dtype
-
-    def ray_depths(self) -> Tensor:
-        """Return p (segments,): a sample of a key with disparity d lies at p d + (1 - p)."""
-        return torch.linspace(
-            0.1, 0.9, self.config.segments, dtype=self.occlusion_dtype, device=self.radius.device
-        )
-
-    def visible_rays(
-        self,
-        image: int,
-        key: Tensor,
-        step_y: Tensor,
-        step_x: Tensor,
-        *,
-        nearest: Tensor | None = None,
-        noise: Tensor | None = None,
-    ) -> Tensor:
-        """Return how many of the `supersampling` rays from key to query arrive (Eq. 7-8).
-
-        A ray is stopped when, at any of its samples, the scene is strictly nearer than the sample.
+    def may_be_hindered(self, key: Tensor, *, within_circles: bool = True) -> Tensor:
+        """Return bool like `key`: it emits, and something may stop its light.
 
         Args:
-            image: index into the batch.
-            key: (keys,) token numbers.
-            step_y, step_x: (steps, 1) or (steps, keys), whole tokens from key to query. Queries
-                off the grid are allowed; what is said of them means nothing.
-            nearest: (keys,) bound of the disparity that the rays of a key can meet, from
-                `NearestDisparity`. Samples that nothing can stop are then not looked up, which
-                does not change the result.
-            noise: (supersampling - 1, segments, steps, keys, 2) in [0, 1), for
-                `jitter="location_random"`.
-
-        Returns:
-            (steps, keys) uint8.
+            key: numbers in the whole batch.
+            within_circles: light that stays inside its circle is meant, not all light.
         """
-        assert self.token_disparity is not None and self.occlusion_map is not None
-        config = self.config
-        rays, keys = config.supersampling, key.numel()
-        disparity = self.token_disparity[image, key]
-        order = risk = None
-        if nearest is not None:
-            # Keys at greater risk first: those with a sample at risk are the first ones, at any p.
-            risk, order = self.least_depth_at_risk(disparity, nearest).sort()
-            key, disparity = key[order], disparity[order]
-        entries = (config.segments,) if config.jitter == "location_table" else ()
-        offsets = jitter_table(config, *entries).to(self.occlusion_map)
-        width_x, width_y = self._jitter_widths()
-        stopped = torch.zeros(rays, step_x.shape[0], keys, dtype=torch.bool, device=key.device)
-        for segment, share in enumerate(self.ray_depths()):
-            count = keys if risk is None else int(torch.searchsorted(risk, share))
-            if count == 0:
-                continue
-            depth = share * disparity[:count] + (1 - share)
-            sample, fraction = self._ray_samples(
-                image, key[:count], step_y[:, :count], step_x[:, :count], share
-            )
-            moved = torch.empty_like(sample)
-            for ray in range(rays):
-                if ray and config.jitter == "location_random":
-                    assert noise is not None
-                    offset = noise[ray - 1, segment, :, :count] - 0.5
-                elif ray and config.jitter == "location_table":
-                    offset = offsets[ray, segment]
-                elif ray:
-                    offset = fraction[..., None] * offsets[ray]
-                if ray:
-                    torch.add(sample[..., 0], offset[..., 0] * width_x, out=moved[..., 0])
-                    torch.add(sample[..., 1], offset[..., 1] * width_y, out=moved[..., 1])
-                met = F.grid_sample(
-                    self.occlusion_map[image : image + 1],
-                    (moved if ray else sample)[None],
-                    mode="bilinear",
-                    padding_mode="zeros",
-                    align_corners=False,
-                )[0, 0]
-                stopped[ray, :, :count] |= met - depth > 0
-        visible = rays - stopped.sum(0, dtype=torch.uint8)
-        if config.source_always_visible:
-            visible.masked_fill_((step_y == 0) & (step_x == 0), rays)
-        if order is not None:
-            visible = torch.empty_like(visible).index_copy_(1, order, visible)
-        return visible
+        if self.token_disparity is None:
+            return torch.zeros_like(key, dtype=torch.bool)
+        nearest = self._nearest(within_circles).amax(2).reshape(-1)
+        hindered = keys_at_risk(self, self.token_disparity.reshape(-1), nearest)
+        if self.emitters is not None:
+            hindered &= self.emitters.reshape(-1)
+        return hindered[key]
 
-    def least_depth_at_risk(self, disparity: Tensor, nearest: Tensor) -> Tensor:
-        """Return p from which on the samples of keys may be stopped; above 0.9 none may.
-
-        A sample lies at p d + 1 - p, so something at `nearest` can stop it only if
-        p > (1 - nearest) / (1 - d). Slightly less is returned, to be safe from rounding.
-        """
-        return (1 - nearest) / (1 - disparity).clamp(min=1e-9) * (1 - 1e-5) - 1e-6
-
-    def _jitter_widths(self) -> Tensor:
-        """Return (2,) full width of the jitter in x and y, in positions from -1 to 1."""
-        # The authors, who move the samples, scale both axes by the number of rows.
-        columns = self.width if self.config.jitter == "source_table" else self.height
-        widths = torch.tensor([2.0 / columns, 2.0 / self.height], dtype=self.occlusion_dtype)
-        return widths.to(self.radius.device) * self.config.jitter_width
-
-    def _ray_samples(
-        self, image: int, key: Tensor, step_y: Tensor, step_x: Tensor, share: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the samples at p = `share` without jitter, and their place on the ray (Eq. 7).
-
-        Samples are (steps, keys, 2), x and y from -1 to 1; the place t is 0 at the query, 1 at the
-        key, and broadcasts to (steps, keys).
-        """
-        assert self.token_disparity is not None
-        config, disparity = self.config, self.token_disparity[image]
-        query = None
-        if config.sample_depth == "query" or config.token_enumeration != "row_major":
-            query = (key + step_y * self.width + step_x).clamp(0, self.token_count - 1)
-        of_key = disparity[key]
-        if config.sample_depth == "key":
-            # Eq. 7 with 1 - depth = p (1 - d) put in: no division by zero at d = 1.
-            fraction = share * of_key / (share * of_key + (1 - share))
-        else:
-            assert query is not None
-            depth = share * disparity[query] + (1 - share)
-            fraction = (1 - depth) * of_key / (depth * (1 - of_key))
-
-        sample = disparity.new_empty(step_x.shape[0], key.numel(), 2)
-        tokens = (2.0 / self.width, 2.0 / self.height)
-        for axis, (centre, step) in enumerate(zip(self.positions(), (step_x, step_y), strict=True)):
-            place = sample[..., axis]
-            if query is None:
-                torch.mul(step, (1 - fraction) * tokens[axis], out=place)
-                place += centre[key]
-            else:
-                torch.mul(fraction, centre[key] - centre[query], out=place)
-                place += centre[query]
-        return sample, fraction
-
-    def local_plan(self) -> LocalPlan:
-        """Return the tiles, offsets and stored visibility of the local backend, made once."""
-        plan = self._derived.get("local_plan")
-        if plan is None:
-            from .local import LocalPlan
-
-            plan = LocalPlan.make(self)
-            self._derived["local_plan"] = plan
-        return plan  # type: ignore[return-value]
-
-
-class NearestDisparity:
-    """Upper bounds of the disparity that the rays of each key can meet; widened step by step."""
-
-    def __init__(self, geometry: PisaGeometry) -> None:
-        assert geometry.occlusion_map is not None
-        self.geometry, config = geometry, geometry.config
-        # Samples may leave the segment between the tokens; then only the whole image bounds them.
-        self.on_segment = config.sample_depth == "key" and config.token_enumeration == "row_major"
-        # Beyond the segment: half the jitter, and interpolation with the next sample of the map.
-        half_jitter = float(geometry._jitter_widths()[0]) / 2 * geometry.width / 2
-        self.slack = math.ceil(max(half_jitter, 0.5) + 0.5 - 1e-6)
-        size = (geometry.height, geometry.width)
-        self._within = {0: F.adaptive_max_pool2d(geometry.occlusion_map, size)}
-
-    def within(self, reach: int) -> Tensor:
-        """Return (B, N) for rays to queries at most so many tokens away on each axis."""
-        reach += self.slack
-        if not self.on_segment or reach >= max(self.geometry.height, self.geometry.width):
-            nearest = self._within[0].amax(dim=(2, 3), keepdim=True).expand_as(self._within[0])
-            return nearest.flatten(1)
-        if reach not in self._within:
-            start = max(known for known in self._within if known < reach)
-            wider = _slide_max(self._within[start], 3, reach - start)
-            self._within[reach] = _slide_max(wider, 2, reach - start)
-        return self._within[reach].flatten(1)
+    def _nearest(self, within_circles: bool) -> Tensor:
+        """Return bounds of disparity (B, N, 4) as from `nearest_within_circles`, made once."""
+        if not within_circles:
+            return nearest_anywhere(self)[..., None].expand(-1, -1, 4)
+        cached = self._derived.get("nearest_within_circles")
+        if cached is None:
+            cached = self._derived["nearest_within_circles"] = nearest_within_circles(self)
+        assert isinstance(cached, Tensor)
+        return cached

@@ -1,518 +1,508 @@
 """The exact local backend: light that cannot leave its circle is only looked for inside it.
 
 The softmax of PISA runs over queries, so every key is complete on its own. Keys are taken in tiles
-of 8 x 8 tokens; the largest radius of a tile says how far its light can reach, and tiles of like
-reach are worked on together. Everything is laid out as
-
-    (..., tile rows, tile columns, tiles)
-
-with the tiles innermost. A fixed step from key to query then is a plain slice of the window of
-queries around the tiles, distances depend on the step alone, and every operation runs over long
-contiguous rows. Nothing outside the circles is computed.
+of 8 x 8 tokens. The largest radius of a tile says which queries its light can reach at all; these
+are gathered, and the tile becomes a small dense attention of 64 keys: two matrix products, with one
+softmax in between, over nothing but the surroundings of the tile. What it gives is added back to
+the queries. Tiles that reach about equally many queries are worked on together.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .geometry import NearestDisparity, PisaGeometry, log_soft_mask
+from .geometry import PisaGeometry
 
 TILE = 8
-SCORES_PER_CHUNK = 1 << 20
-"""Scores worked on at a time; more costs page faults, fewer costs calls."""
-PRODUCTS_PER_STEP = 1 << 18
-"""Channels times keys worked on at a time, so that the products of one step stay in cache."""
+"""Rows and columns of a tile; 4 gathers more than it saves, 16 reaches farther than needed."""
+SCORES_PER_CHUNK = 1 << 18
+"""Scores that a CPU thread works on at a time: what stays in its cache."""
+SCORES_PER_CHUNK_ON_GPU = 1 << 26
+SCORES_PER_STEP_OF_PLAN = 1 << 16
+PADDING = 1.1
+"""Tiles worked on together may reach this many times as many queries as the least of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class TileGroup:
-    """Tiles whose light reaches equally far.
+    """Tiles whose light reaches about equally many queries.
+
+    Tokens are numbered through the whole batch, `image * N + token`.
 
     Attributes:
-        halo: tokens by which the window of queries is larger than the tile on each side, (y, x).
-        steps: (dy, dx) from key to query, nearest first, so the first is (0, 0).
-        shells: index into `distances` for every step.
-        distances: the different lengths of the steps, in units, ascending.
-        image, top, left: (tiles,) image and first token of each tile.
-        crosses_border: some windows or tiles leave the grid.
-        nearest: (tile rows, tile columns, tiles) bound of the disparity in the way of each key;
-            None when nothing can stand in the way, or `visible_rays` is stored.
-        visible_rays: (steps, tile rows, tile columns, tiles) uint8 count of rays that arrive; None
-            when nothing is in the way, or when it is computed again in each call.
+        keys: (tiles, keys) tokens of each tile.
+        emits: (tiles, keys) bool, False for keys off the grid and for those that emit nothing;
+            None when all emit.
+        queries: (tiles, reached) tokens that the tile's light may reach; lists of fewer are filled
+            up with their first entry.
+        reached: (tiles,) length of each list without what fills it up.
+        hindered: something may stop light of these tiles.
+        log_mask: (tiles, keys, reached) log C; None when it is computed again in each call.
+        visible_rays: (tiles, keys, reached) uint8 count of rays that arrive; None likewise, and
+            when nothing hinders.
     """
 
-    halo: tuple[int, int]
-    steps: tuple[tuple[int, int], ...]
-    shells: tuple[int, ...]
-    distances: tuple[float, ...]
-    image: Tensor
-    top: Tensor
-    left: Tensor
-    crosses_border: bool
-    nearest: Tensor | None = None
+    keys: Tensor
+    emits: Tensor | None
+    queries: Tensor
+    reached: Tensor
+    hindered: bool
+    log_mask: Tensor | None = None
     visible_rays: Tensor | None = None
+
+    @property
+    def tiles(self) -> int:
+        """Return the number of tiles."""
+        return self.keys.shape[0]
+
+    @property
+    def scores_per_tile(self) -> int:
+        """Return how many pairs of tokens a tile has."""
+        return self.keys.shape[1] * self.queries.shape[1]
+
+    def compute_log_mask(self, geometry: PisaGeometry, some: slice, dtype: torch.dtype) -> Tensor:
+        """Return log C (tiles, keys, reached) of some tiles, minus infinity where C is 0.
+
+        Keys that emit nothing get a flat mask; their values are 0 anyway.
+        """
+        if self.log_mask is not None:
+            return self.log_mask[some]
+        keys, queries = self.keys[some, :, None], self.queries[some, None]
+        log_mask = geometry.log_mask_of_pairs(keys, queries, dtype)
+        place = torch.arange(queries.shape[2], device=keys.device)
+        log_mask.masked_fill_((place >= self.reached[some, None])[:, None], -torch.inf)
+        if self.emits is not None:
+            log_mask.masked_fill_(~self.emits[some, :, None], 0.0)
+        return log_mask
+
+    def compute_visible_rays(
+        self, geometry: PisaGeometry, some: slice, log_mask: Tensor
+    ) -> Tensor | None:
+        """Return (tiles, keys, reached) uint8 of some tiles; None when nothing hinders."""
+        if not self.hindered:
+            return None
+        if self.visible_rays is not None:
+            return self.visible_rays[some]
+        return geometry.visible_rays_of_pairs(
+            self.keys[some, :, None], self.queries[some, None], log_mask > -torch.inf
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class LocalPlan:
-    """Tiles of one geometry, grouped by reach. Tiles without emitters are absent.
+    """Tiles of one geometry in groups, those that reach fewest queries first.
 
-    Attributes:
-        tile: rows and columns of a tile.
-        groups: the groups, nearest reach first.
+    Tiles without emitters are absent.
     """
 
-    tile: tuple[int, int]
     groups: tuple[TileGroup, ...]
 
     @classmethod
-    def make(cls, geometry: PisaGeometry) -> LocalPlan:
-        """Return the plan of a geometry; traces visibility inside the circles."""
-        height, width = geometry.height, geometry.width
-        if geometry.token_disparity is not None and not supports(geometry):
-            raise ValueError(unsupported_message(geometry))
-        tile = (min(TILE, height), min(TILE, width))
-        tile_reach = _tile_reach(geometry, tile)
-        image, tile_row, tile_column = (tile_reach >= 0).nonzero(as_tuple=True)
-        reach = tile_reach[image, tile_row, tile_column]
-        top, left = tile_row * tile[0], tile_column * tile[1]
-
-        nearest = NearestDisparity(geometry) if geometry.token_disparity is not None else None
-        groups: list[TileGroup] = []
-        bytes_left = geometry.visibility_byte_budget
-        for group_reach in reach.unique().tolist():
-            members = (reach == group_reach).nonzero().squeeze(1)
-            halo, steps, shells, distances = _steps_within(group_reach, geometry)
-            bottom = top[members] + tile[0] + halo[0]
-            right = left[members] + tile[1] + halo[1]
-            border = (top[members] < halo[0]) | (left[members] < halo[1])
-            border |= (bottom > height) | (right > width)
-            for at_border in (False, True):
-                which = members[border == at_border]
-                whole = TileGroup(
-                    halo=halo,
-                    steps=steps,
-                    shells=shells,
-                    distances=distances,
-                    image=image[which],
-                    top=top[which],
-                    left=left[which],
-                    crosses_border=at_border,
-                )
-                for group in _split_by_occlusion(geometry, whole, tile, nearest):
-                    size = len(steps) * tile[0] * tile[1] * group.image.numel()
-                    if group.nearest is not None and size <= bytes_left:
-                        bytes_left -= size
-                        group = _with_visible_rays(geometry, group, tile)
-                    groups.append(group)
-        return cls(tile, tuple(groups))
+    def make(cls, geometry: PisaGeometry, dtype: torch.dtype) -> LocalPlan:
+        """Return the plan, with tables as far as the geometry's byte budget allows."""
+        bytes_left = geometry.byte_budget
+        groups, stored = list(_group_tiles(geometry)), []
+        for index, group in enumerate(groups):
+            pairs = group.tiles * group.scores_per_tile
+            bytes_needed = pairs * (dtype.itemsize + group.hindered)
+            if bytes_needed <= bytes_left:
+                bytes_left -= bytes_needed
+                groups[index] = _with_log_mask(geometry, group, dtype)
+                if group.hindered:
+                    stored.append(index)
+        for index, group in zip(
+            stored, _with_visible_rays(geometry, [groups[index] for index in stored]), strict=True
+        ):
+            groups[index] = group
+        return cls(tuple(groups))
 
 
-def supports(geometry: PisaGeometry) -> bool:
-    """Return whether visibility depends on the pair alone, so that it can be traced piecewise."""
-    noisy = geometry.config.jitter == "location_random" and geometry.config.supersampling > 1
-    return geometry.token_disparity is None or not noisy
+def local_plan(geometry: PisaGeometry, dtype: torch.dtype) -> LocalPlan:
+    """Return the plan of a geometry, made once."""
+    name = f"local_plan_{dtype}"
+    plan = geometry._derived.get(name)
+    if plan is None:
+        plan = geometry._derived[name] = LocalPlan.make(geometry, dtype)
+    assert isinstance(plan, LocalPlan)
+    return plan
 
 
 def pair_share(geometry: PisaGeometry) -> float:
-    """Return about which share of the N^2 pairs of tokens this backend would work on.
-
-    More than one when circles fill the image, for the windows are wider than the image then.
-    """
-    tile = (min(TILE, geometry.height), min(TILE, geometry.width))
-    reach = _tile_reach(geometry, tile)
-    reach = reach[reach >= 0]
-    window = (2 * geometry.height - 1) * (2 * geometry.width - 1)
-    steps = (math.pi / math.prod(geometry.spacing) * reach**2).clamp(1, window)
-    return float(steps.sum()) * math.prod(tile) / (geometry.token_count**2 * geometry.batch)
+    """Return which share of the N^2 pairs of tokens this backend works on, from 0 to 1."""
+    pairs = sum(group.tiles * group.scores_per_tile for group in _group_tiles(geometry))
+    return pairs / (geometry.token_count**2 * geometry.batch)
 
 
-def unsupported_message(geometry: PisaGeometry) -> str:
-    """Return why the local backend refuses a geometry."""
-    return (
-        "The local backend needs the same rays in every call, but jitter='location_random' draws "
-        "new noise for each pair of tokens. Use backend='reference', or jitter='location_table'."
-    )
-
-
-def _tile_reach(geometry: PisaGeometry, tile: tuple[int, int]) -> Tensor:
-    """Return (B, tile rows, tile columns): how far light gets, rounded up; -1 without emitters."""
-    reach = geometry.radius.detach() + geometry.margin
-    if geometry.emitters is not None:
-        reach = reach.masked_fill(~geometry.emitters, -1.0)
-    height, width = geometry.height, geometry.width
-    reach = reach.view(-1, height, width)
-    reach = torch.nn.functional.pad(reach, (0, -width % tile[1], 0, -height % tile[0]), value=-1.0)
-    reach = reach.unflatten(2, (-1, tile[1])).unflatten(1, (-1, tile[0])).amax(dim=(2, 4))
-    # Few different values make few groups: steps of half a token, wider for wide circles.
-    tokens = reach / min(geometry.spacing)
-    diagonal = math.hypot(height * geometry.spacing[0], width * geometry.spacing[1])
-    whole_image = diagonal / min(geometry.spacing)
-    tokens = tokens.clamp(max=whole_image)
-    grain = torch.full_like(tokens, 0.5)
-    for wide in (8, 16, 32):
-        grain = torch.where(tokens > wide, grain * 2, grain)
-    rounded = (tokens / grain).ceil() * grain * min(geometry.spacing)
-    return torch.where(reach < 0, reach, rounded)
-
-
-def _steps_within(
-    reach: float, geometry: PisaGeometry
-) -> tuple[tuple[int, int], tuple[tuple[int, int], ...], tuple[int, ...], tuple[float, ...]]:
-    """Return halo, steps, shells and distances of a `TileGroup` of this reach."""
-    space_y, space_x = geometry.spacing
-    rows = min(int(reach / space_y), geometry.height - 1)
-    columns = min(int(reach / space_x), geometry.width - 1)
-    by_distance: dict[float, list[tuple[int, int]]] = {}
-    for dy in range(-rows, rows + 1):
-        for dx in range(-columns, columns + 1):
-            distance = math.hypot(dy * space_y, dx * space_x)
-            if distance <= reach:
-                by_distance.setdefault(distance, []).append((dy, dx))
-    distances = tuple(sorted(by_distance))
-    steps = tuple(step for distance in distances for step in by_distance[distance])
-    shells = tuple(index for index, distance in enumerate(distances) for _ in by_distance[distance])
-    halo = max(abs(dy) for dy, _ in steps), max(abs(dx) for _, dx in steps)
-    return halo, steps, shells, distances
-
-
-def _split_by_occlusion(
-    geometry: PisaGeometry,
-    group: TileGroup,
-    tile: tuple[int, int],
-    nearest: NearestDisparity | None,
-) -> Iterator[TileGroup]:
-    """Return the tiles where nothing can stand in the way, then those where something may."""
-    hindered = torch.zeros_like(group.image, dtype=torch.bool)
-    around = None
-    if nearest is not None:
-        key, _ = _rows_of(geometry, group.image, group.top, group.left, *tile)
-        around = nearest.within(max(group.halo)).reshape(-1)[key]
-        hindered = _keys_at_risk(geometry, key, around).flatten(0, 1).any(0)
-    for in_the_way in (False, True):
-        which = (hindered == in_the_way).nonzero().squeeze(1)
-        if which.numel():
-            yield dataclasses.replace(
-                group,
-                image=group.image[which],
-                top=group.top[which],
-                left=group.left[which],
-                nearest=around[..., which] if around is not None and in_the_way else None,
-            )
-
-
-def _keys_at_risk(geometry: PisaGeometry, key: Tensor, nearest: Tensor) -> Tensor:
-    """Return bool like `key`: emitting keys of which something may stop a ray."""
-    assert geometry.token_disparity is not None
-    disparity = geometry.token_disparity.reshape(-1)[key]
-    at_risk = geometry.least_depth_at_risk(disparity, nearest) < geometry.ray_depths()[-1]
-    return at_risk if geometry.emitters is None else at_risk & geometry.emitters.reshape(-1)[key]
-
-
-def _rows_of(
-    geometry: PisaGeometry, image: Tensor, top: Tensor, left: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor]:
-    """Return token numbers (height, width, tiles) in the whole batch, and which are on the grid.
-
-    Numbers off the grid are moved to its edge; what is read there must be masked.
-    """
-    y = top + torch.arange(height, device=top.device)[:, None]
-    x = left + torch.arange(width, device=top.device)[:, None]
-    inside = ((y >= 0) & (y < geometry.height))[:, None] & ((x >= 0) & (x < geometry.width))[None]
-    y, x = y.clamp(0, geometry.height - 1), x.clamp(0, geometry.width - 1)
-    return (image * geometry.token_count + y * geometry.width)[:, None] + x[None], inside
-
-
-def _visible_rays(
-    geometry: PisaGeometry, group: TileGroup, tile: tuple[int, int], members: slice
-) -> Tensor:
-    """Return (steps, tile rows, tile columns, tiles) uint8 for some tiles of a group."""
-    assert group.nearest is not None
-    image = group.image[members]
-    key, inside = _rows_of(geometry, image, group.top[members], group.left[members], *tile)
-    nearest = group.nearest[..., members]
-    hindered = inside & _keys_at_risk(geometry, key, nearest)
-    steps = torch.tensor(group.steps, device=key.device)
-    visible = torch.full(
-        (len(group.steps), key.numel()),
-        geometry.config.supersampling,
-        dtype=torch.uint8,
-        device=key.device,
-    )
-    for number in image.unique().tolist():
-        place = (hindered & (image == number)).view(-1).nonzero().squeeze(1)
-        mine = key.view(-1)[place] - number * geometry.token_count
-        visible[:, place] = geometry.visible_rays(
-            number, mine, steps[:, :1], steps[:, 1:], nearest=nearest.reshape(-1)[place]
-        )
-    return visible.view(len(group.steps), *key.shape)
-
-
-def _with_visible_rays(
-    geometry: PisaGeometry, group: TileGroup, tile: tuple[int, int]
-) -> TileGroup:
-    """Return the group with its visibility stored, or marked as unhindered if all rays arrive."""
-    tiles = group.image.numel()
-    at_once = _tiles_per_chunk(group, tile, 1)
-    visible = torch.cat(
-        [
-            _visible_rays(geometry, group, tile, slice(start, start + at_once))
-            for start in range(0, tiles, at_once)
-        ],
-        dim=-1,
-    )
-    if bool((visible == geometry.config.supersampling).all()):
-        return dataclasses.replace(group, nearest=None)
-    return dataclasses.replace(group, nearest=None, visible_rays=visible)
-
-
-def _shift(
-    window: Tensor, dy: int, dx: int, halo: tuple[int, int], tile: tuple[int, int]
-) -> Tensor:
-    """Return the part of (..., window rows, window columns, tiles) one step away from the keys."""
-    top, left = halo[0] + dy, halo[1] + dx
-    return window[..., top : top + tile[0], left : left + tile[1], :]
-
-
-def _tiles_per_chunk(group: TileGroup, tile: tuple[int, int], channels: int) -> int:
-    """Return how many tiles to take at a time, for one head."""
-    keys = min(SCORES_PER_CHUNK // len(group.steps), PRODUCTS_PER_STEP // channels)
-    return max(1, keys // (tile[0] * tile[1]))
-
-
-class _Chunk:
-    """Some tiles of a group, with what is needed to weigh their keys' light."""
-
-    def __init__(
-        self, geometry: PisaGeometry, tile: tuple[int, int], group: TileGroup, members: slice
-    ) -> None:
-        self.geometry, self.tile, self.group, self.members = geometry, tile, group, members
-        self.heads: list[slice] = []
-        image, top, left = group.image[members], group.top[members], group.left[members]
-        self.key, self.key_inside = _rows_of(geometry, image, top, left, *tile)
-        halo_y, halo_x = group.halo
-        self.query, self.query_inside = _rows_of(
-            geometry, image, top - halo_y, left - halo_x, tile[0] + 2 * halo_y, tile[1] + 2 * halo_x
-        )
-        self.emits: Tensor | None = self.key_inside if group.crosses_border else None
+def _group_tiles(geometry: PisaGeometry) -> tuple[TileGroup, ...]:
+    """Return the groups without tables, made once."""
+    cached = geometry._derived.get("tile_groups")
+    if cached is None:
+        keys, inside, reach, top, left = _tiles(geometry)
+        queries, reached = _queries_in_reach(geometry, keys[:, 0], reach, top, left)
+        emits = inside
         if geometry.emitters is not None:
-            emits = geometry.emitters.reshape(-1)[self.key]
-            self.emits = emits if self.emits is None else emits & self.emits
+            emits = emits & geometry.emitters.reshape(-1)[keys]
+        hindered = (geometry.may_be_hindered(keys) & inside).any(1)
+        cached = tuple(
+            group
+            for in_the_way in (False, True)
+            for group in _pad(
+                queries, reached, keys, emits, (hindered == in_the_way).nonzero()[:, 0], in_the_way
+            )
+        )
+        geometry._derived["tile_groups"] = cached
+    return cached  # type: ignore[return-value]
 
-    def keys_of(self, plane: Tensor) -> Tensor:
-        """Return (C, H, tile rows, tile columns, tiles) of a (C, H, B N)."""
-        return _take(plane, self.key)
 
-    def values_of(self, plane: Tensor) -> Tensor:
-        """Return `keys_of`, 0 where a key does not emit: its column is 0."""
-        values = _take(plane, self.key)
-        return values if self.emits is None else values * self.emits
+def _tiles(geometry: PisaGeometry) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return tokens and whether they are on the grid (tiles, keys), reach, top and left (tiles,).
 
-    def queries_of(self, plane: Tensor) -> Tensor:
-        """Return (C, H, window rows, window columns, tiles) of a (C, H, B N)."""
-        return _take(plane, self.query)
+    The reach is how far light of the tile gets, in units. Tokens off the grid are moved to its
+    edge. Tiles without emitters are left out.
+    """
+    height, width, device = geometry.height, geometry.width, geometry.radius.device
+    rows, columns = min(TILE, height), min(TILE, width)
+    image, top, left = torch.meshgrid(
+        torch.arange(geometry.batch, device=device),
+        torch.arange(0, height, rows, device=device),
+        torch.arange(0, width, columns, device=device),
+        indexing="ij",
+    )
+    image, top, left = image.reshape(-1), top.reshape(-1), left.reshape(-1)
+    y = (top[:, None] + torch.arange(rows, device=device))[:, :, None]
+    x = (left[:, None] + torch.arange(columns, device=device))[:, None]
+    inside = ((y < height) & (x < width)).flatten(1)
+    tokens = y.clamp(max=height - 1) * width + x.clamp(max=width - 1)
+    keys = (image * geometry.token_count)[:, None] + tokens.flatten(1)
+    reach = (geometry.radius.detach() + geometry.margin).reshape(-1)
+    if geometry.emitters is not None:
+        reach = reach.masked_fill(~geometry.emitters.reshape(-1), -1.0)
+    reach = reach[keys].amax(1)
+    some = (reach >= 0).nonzero().squeeze(1)
+    return keys[some], inside[some], reach[some], top[some], left[some]
 
-    def shift(self, window: Tensor, step: tuple[int, int]) -> Tensor:
-        """Return the queries one step away from each key."""
-        return _shift(window, *step, self.group.halo, self.tile)
 
-    def log_mask(self, radius: Tensor) -> Tensor:
-        """Return log C (distances, tile rows, tile columns, tiles)."""
-        distances = torch.tensor(self.group.distances, dtype=radius.dtype, device=radius.device)
-        return log_soft_mask(
-            radius[self.key],
-            distances.view(-1, 1, 1, 1),
-            self.geometry.slope,
-            self.geometry.config.cutoff,
+def _queries_in_reach(
+    geometry: PisaGeometry, first: Tensor, reach: Tensor, top: Tensor, left: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the queries that each tile may reach, lists one after the other, and their lengths.
+
+    Args:
+        geometry: the geometry.
+        first: (tiles,) first token of each tile.
+        reach, top, left: (tiles,) as from `_tiles`.
+    """
+    height, width, device = geometry.height, geometry.width, reach.device
+    rows, columns = min(TILE, height), min(TILE, width)
+    shortest = min(geometry.spacing)
+    # Tiles of like reach look at windows of one size; a little wider does no harm.
+    halo = (reach.clamp(max=shortest * max(height, width)) / shortest).long()
+    grain = (halo // 8).clamp(min=1)
+    halo = (halo + grain - 1) // grain * grain
+    lists: list[Tensor] = []
+    tiles: list[Tensor] = []
+    for size in halo.unique().tolist():
+        members = (halo == size).nonzero().squeeze(1)
+        dy = torch.arange(-min(size, height - 1), rows + min(size, height - 1), device=device)
+        dx = torch.arange(-min(size, width - 1), columns + min(size, width - 1), device=device)
+        # Squared distance from the window's tokens to the nearest token of the tile.
+        from_tile = [
+            (torch.maximum(-d, d - side + 1).clamp(min=0).to(reach.dtype) * spacing).square()
+            for d, side, spacing in (
+                (dy, rows, geometry.spacing[0]),
+                (dx, columns, geometry.spacing[1]),
+            )
+        ]
+        squared = (from_tile[0][:, None] + from_tile[1]).view(-1)
+        order = squared.argsort()
+        # Nothing is lost to rounding: a mask this near the cutoff is 0 or next to it.
+        count = int((squared <= float(reach[members].max()) ** 2 * (1 + 1e-5)).sum())
+        order = order[:count].sort().values
+        offset_y, offset_x = dy[order // dx.numel()], dx[order % dx.numel()]
+        squared = squared[order]
+        for some in members.split(max(1, (1 << 22) // order.numel())):
+            y, x = top[some, None] + offset_y, left[some, None] + offset_x
+            reached = squared <= (reach[some, None] ** 2 * (1 + 1e-5))
+            reached &= (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            which, place = reached.nonzero(as_tuple=True)
+            image = first[some] // geometry.token_count
+            tokens = y[which, place] * width + x[which, place]
+            lists.append(tokens + image[which] * geometry.token_count)
+            tiles.append(some[which])
+    owner = torch.cat(tiles) if tiles else reach.new_empty(0, dtype=torch.long)
+    queries = torch.cat(lists) if lists else owner
+    # A tile's list is in one piece; bring the pieces into the order of the tiles.
+    order = owner.argsort(stable=True)
+    return queries[order], owner.bincount(minlength=reach.numel())
+
+
+def _pad(
+    queries: Tensor, reached: Tensor, keys: Tensor, emits: Tensor, tiles: Tensor, hindered: bool
+) -> Iterator[TileGroup]:
+    """Yield groups of the given tiles, lists filled up to the longest of each group."""
+    start = reached.cumsum(0) - reached
+    lengths = reached[tiles].unique().tolist()
+    while lengths:
+        shortest = lengths[0]
+        longest = max(n for n in lengths if n <= max(shortest * PADDING, shortest + 16))
+        lengths = [n for n in lengths if n > longest]
+        some = tiles[(reached[tiles] >= shortest) & (reached[tiles] <= longest)]
+        some = some[reached[some].argsort(stable=True)]
+        place = torch.arange(longest, device=keys.device).expand(some.numel(), -1)
+        place = place.masked_fill(place >= reached[some, None], 0)
+        emitting = emits[some]
+        yield TileGroup(
+            keys=keys[some],
+            emits=None if bool(emitting.all()) else emitting,
+            queries=queries[start[some, None] + place],
+            reached=reached[some],
+            hindered=hindered,
         )
 
-    def weights(self, q_window: Tensor, k_tile: Tensor, log_mask: Tensor) -> Tensor:
-        """Return A^(QC) (steps, H, tile rows, tile columns, tiles)."""
-        group = self.group
-        logits = q_window.new_empty(len(group.steps), *k_tile.shape[1:])
-        product = torch.empty_like(k_tile)
-        for index, step in enumerate(group.steps):
-            torch.mul(self.shift(q_window, step), k_tile, out=product)
-            torch.sum(product, 0, out=logits[index])
-            logits[index] += log_mask[group.shells[index]]
-            if group.crosses_border:
-                outside = ~self.shift(self.query_inside, step)
-                if index == 0:
-                    outside = outside & self.key_inside  # a column that is masked later anyway
-                logits[index].masked_fill_(outside, -math.inf)
-        return torch.softmax(logits, dim=0)
 
-    def visibility(self, dtype: torch.dtype) -> Tensor | None:
-        """Return M (steps, tile rows, tile columns, tiles), None where every ray arrives."""
-        if self.group.visible_rays is not None:
-            visible = self.group.visible_rays[..., self.members]
-        elif self.group.nearest is not None:
-            visible = _visible_rays(self.geometry, self.group, self.tile, self.members)
-        else:
-            return None
-        return self.geometry.visible_share(visible).to(dtype)
+def _with_log_mask(geometry: PisaGeometry, group: TileGroup, dtype: torch.dtype) -> TileGroup:
+    """Return the group with log C stored."""
+    shape = (group.tiles, group.keys.shape[1], group.queries.shape[1])
+    log_mask = torch.empty(shape, dtype=dtype, device=group.keys.device)
+    at_once = max(1, SCORES_PER_STEP_OF_PLAN // group.scores_per_tile)
+    for first in range(0, group.tiles, at_once):
+        some = slice(first, first + at_once)
+        log_mask[some] = group.compute_log_mask(geometry, some, dtype)
+    return dataclasses.replace(group, log_mask=log_mask)
 
 
-def _take(plane: Tensor, rows: Tensor) -> Tensor:
-    """Return (C, H, *rows.shape) of a (C, H, B N)."""
-    # gather with an expanded index is ten times as fast as index_select along the last axis.
-    index = rows.reshape(1, 1, -1).expand(*plane.shape[:2], -1)
-    return plane.gather(2, index).view(*plane.shape[:2], *rows.shape)
+def _with_visible_rays(geometry: PisaGeometry, groups: list[TileGroup]) -> Iterator[TileGroup]:
+    """Yield groups that have log C with visibility too, as unhindered if all rays arrive.
 
-
-def _zeros(like: Tensor) -> Tensor:
-    """Return contiguous zeros; `zeros_like` would keep the strides of a transposed tensor."""
-    return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
-
-
-def _add_at(plane: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Add (C, H, *rows.shape) to (C, H, B N); rows may repeat."""
-    index = rows.reshape(1, 1, -1).expand(*plane.shape[:2], -1)
-    plane.scatter_add_(2, index, values.reshape(index.shape))
-
-
-def _chunks(geometry: PisaGeometry, heads: int, channels: int) -> Iterator[_Chunk]:
-    """Return the work in pieces; `chunk.heads` splits further by heads."""
-    plan = geometry.local_plan()
-    for group in plan.groups:
-        at_once = _tiles_per_chunk(group, plan.tile, channels)
-        for start in range(0, group.image.numel(), at_once):
-            chunk = _Chunk(geometry, plan.tile, group, slice(start, start + at_once))
-            heads_at_once = max(1, at_once // chunk.key.shape[-1])
-            chunk.heads = [
-                slice(first, first + heads_at_once) for first in range(0, heads, heads_at_once)
-            ]
-            yield chunk
-
-
-class _LocalAttention(torch.autograd.Function):
-    """q, k (d, H, B N), v (dv, H, B N), radius (B N) to (dv, H, B N). k carries the scale.
-
-    The backward pass computes the weights again instead of keeping them.
+    Rays of all groups are traced together.
     """
+    if not groups:
+        return
+    lists = [_pairs_at_risk(geometry, group) for group in groups]
+    keys, queries = (torch.cat([pairs[which] for pairs in lists]) for which in (0, 1))
+    counts = geometry.visible_rays(keys, queries).split([pairs[2].numel() for pairs in lists])
+    all_arrive = geometry.config.supersampling
+    for group, (_, _, places), rays in zip(groups, lists, counts, strict=True):
+        if bool((rays == all_arrive).all()):
+            yield dataclasses.replace(group, hindered=False)
+            continue
+        assert group.log_mask is not None
+        visible = torch.full_like(group.log_mask, all_arrive, dtype=torch.uint8)
+        visible.view(-1).scatter_(0, places, rays)
+        yield dataclasses.replace(group, visible_rays=visible)
 
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, radius: Tensor, geometry: PisaGeometry
-    ) -> Tensor:
-        ctx.save_for_backward(q, k, v, radius)
-        ctx.geometry = geometry
-        out = _zeros(v)
-        for chunk in _chunks(geometry, q.shape[1], max(len(q), len(v))):
-            log_mask, visibility = chunk.log_mask(radius), chunk.visibility(q.dtype)
-            for some in chunk.heads:
-                weights = chunk.weights(
-                    chunk.queries_of(q[:, some]), chunk.keys_of(k[:, some]), log_mask
+
+def _pairs_at_risk(geometry: PisaGeometry, group: TileGroup) -> tuple[Tensor, Tensor, Tensor]:
+    """Return key, query and place in the table (pairs,) of pairs whose rays must be traced."""
+    assert group.log_mask is not None
+    keys_per_tile, reached = group.log_mask.shape[1:]
+    rows = geometry.may_be_hindered(group.keys.view(-1)).nonzero().squeeze(1)
+    lit = group.log_mask.view(-1, reached).index_select(0, rows) > -torch.inf
+    row, place = lit.nonzero(as_tuple=True)
+    row = rows[row]
+    queries = group.queries.view(-1)[row // keys_per_tile * reached + place]
+    return group.keys.view(-1)[row], queries, row * reached + place
+
+
+class _Workspace:
+    """Memory used again and again; fresh memory for every step costs more than the arithmetic."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Return a tensor of this shape with any content; the last one of this name is gone."""
+        size = 1
+        for side in shape:
+            size *= side
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = self._like.new_empty(size)
+        return self._buffers[name][:size].view(shape)
+
+    def gather(self, name: str, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Return (planes, *tokens.shape, channels) of (planes, B N, channels)."""
+        taken = self.take(name, rows.shape[0], tokens.numel(), rows.shape[2])
+        torch.index_select(rows, 1, tokens.reshape(-1), out=taken)
+        return taken.view(rows.shape[0], *tokens.shape, rows.shape[2])
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Some tiles of a group, and some planes (images and heads that share the geometry)."""
+
+    keys: Tensor
+    queries: Tensor
+    emits: Tensor | None
+    log_mask: Tensor
+    visibility: Tensor | None
+    planes: slice
+
+
+def _chunks(geometry: PisaGeometry, like: Tensor, tables: int) -> Iterator[_Chunk]:
+    """Yield the whole work in pieces of a size that suits the device.
+
+    Args:
+        geometry: the geometry.
+        like: (planes, B N, channels), for its device, precision and planes.
+        tables: how many tables of scores are held at a time.
+    """
+    planes = like.shape[0]
+    scores = SCORES_PER_CHUNK * torch.get_num_threads()
+    if like.device.type != "cpu":
+        scores = SCORES_PER_CHUNK_ON_GPU
+    scores //= tables
+    for group in local_plan(geometry, like.dtype).groups:
+        tiles = max(1, min(group.tiles, scores // group.scores_per_tile))
+        planes_at_once = max(1, scores // (tiles * group.scores_per_tile))
+        for first in range(0, group.tiles, tiles):
+            some = slice(first, first + tiles)
+            log_mask = group.compute_log_mask(geometry, some, like.dtype)
+            visible_rays = group.compute_visible_rays(geometry, some, log_mask)
+            visibility = None
+            if visible_rays is not None:
+                visibility = geometry.visible_share(visible_rays).to(like.dtype)
+            for plane in range(0, planes, planes_at_once):
+                yield _Chunk(
+                    keys=group.keys[some],
+                    queries=group.queries[some],
+                    emits=None if group.emits is None else group.emits[some],
+                    log_mask=log_mask,
+                    visibility=visibility,
+                    planes=slice(plane, min(plane + planes_at_once, planes)),
                 )
-                if visibility is not None:
-                    weights *= visibility[:, None]
-                values = chunk.values_of(v[:, some])
-                window = v.new_zeros(*values.shape[:2], *chunk.query.shape)
-                for index, step in enumerate(chunk.group.steps):
-                    chunk.shift(window, step).addcmul_(weights[index], values)
-                _add_at(out[:, some], chunk.query, window)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, radius = ctx.saved_tensors
-        geometry: PisaGeometry = ctx.geometry
-        grad_out = grad_outputs[0].contiguous()
-        grad_q, grad_k, grad_v = _zeros(q), _zeros(k), _zeros(v)
-        grad_radius = torch.zeros_like(radius) if ctx.needs_input_grad[3] else None
-        for chunk in _chunks(geometry, q.shape[1], max(len(q), len(v))):
-            log_mask, visibility = chunk.log_mask(radius), chunk.visibility(q.dtype)
-            for some in chunk.heads:
-                grad_logits = _LocalAttention._backward_heads(
-                    chunk, log_mask, visibility,
-                    *(plane[:, some] for plane in (q, k, v, grad_out, grad_q, grad_k, grad_v)),
-                )  # fmt: skip
-                if grad_radius is not None:
-                    # d log C / d radius = slope (1 - C)
-                    outside_share = (1 - log_mask.exp()) * geometry.slope
-                    grad_tile = torch.zeros_like(outside_share[0])
-                    for index, shell in enumerate(chunk.group.shells):
-                        grad_tile.addcmul_(grad_logits[index].sum(0), outside_share[shell])
-                    if chunk.group.crosses_border:
-                        grad_tile = grad_tile * chunk.key_inside
-                    grad_radius.index_add_(0, chunk.key.reshape(-1), grad_tile.reshape(-1))
-        return grad_q, grad_k, grad_v, grad_radius, None
-
-    @staticmethod
-    def _backward_heads(
-        chunk: _Chunk,
-        log_mask: Tensor,
-        visibility: Tensor | None,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        grad_out: Tensor,
-        grad_q: Tensor,
-        grad_k: Tensor,
-        grad_v: Tensor,
-    ) -> Tensor:
-        """Add to the gradients of some heads; return that of the logits, shaped as the weights."""
-        steps = chunk.group.steps
-        q_window, k_tile = chunk.queries_of(q), chunk.keys_of(k)
-        weights = chunk.weights(q_window, k_tile, log_mask)
-        values, grad_window = chunk.values_of(v), chunk.queries_of(grad_out)
-
-        grad_values = torch.zeros_like(values)
-        grad_weights = torch.empty_like(weights)
-        product = torch.empty_like(values)
-        for index, step in enumerate(steps):
-            received = chunk.shift(grad_window, step)
-            arriving = weights[index]
-            if visibility is not None:
-                arriving = arriving * visibility[index]
-            grad_values.addcmul_(received, arriving)
-            torch.mul(received, values, out=product)
-            torch.sum(product, 0, out=grad_weights[index])
-        if visibility is not None:
-            grad_weights *= visibility[:, None]
-        # Softmax backward, in place: dS = P (dP - sum P dP).
-        grad_logits = grad_weights.mul_(weights)
-        grad_logits -= weights.mul_(grad_logits.sum(0))
-
-        grad_keys = torch.zeros_like(k_tile)
-        grad_queries = torch.zeros_like(q_window)
-        for index, step in enumerate(steps):
-            grad_keys.addcmul_(chunk.shift(q_window, step), grad_logits[index])
-            chunk.shift(grad_queries, step).addcmul_(k_tile, grad_logits[index])
-        _add_at(grad_q, chunk.query, grad_queries)
-        # Tiles do not overlap, but rows off the grid repeat rows on it.
-        if chunk.emits is not None:
-            grad_values *= chunk.emits
-        if chunk.group.crosses_border:
-            grad_keys *= chunk.key_inside
-        _add_at(grad_k, chunk.key, grad_keys)
-        _add_at(grad_v, chunk.key, grad_values)
-        return grad_logits
 
 
-def pisa_attention_local(
+def _planes(value: Tensor, geometry: PisaGeometry) -> Tensor:
+    """Return (planes, B N, channels) of (B, H, N, channels).
+
+    A geometry that serves a whole batch makes its images nothing but more heads.
+    """
+    if geometry.batch == 1:
+        return value.reshape(-1, *value.shape[2:])
+    return value.transpose(0, 1).reshape(value.shape[1], -1, value.shape[3])
+
+
+def _images(planes: Tensor, geometry: PisaGeometry, shape: torch.Size) -> Tensor:
+    """Return (B, H, N, channels), the reverse of `_planes`."""
+    if geometry.batch == 1:
+        return planes.view(*shape[:3], -1)
+    return planes.view(shape[1], shape[0], shape[2], -1).transpose(0, 1)
+
+
+def _add_rows(rows: Tensor, tokens: Tensor, values: Tensor) -> None:
+    """Add (planes, *tokens.shape, channels) to (planes, B N, channels), the same bits every time.
+
+    Tokens may repeat.
+    """
+    values = values.view(rows.shape[0], -1, rows.shape[2])
+    if rows.device.type == "cpu":
+        rows.index_add_(1, tokens.reshape(-1), values)
+    else:
+        # index_add_ would add in any order there; this sorts first.
+        everything = torch.arange(rows.shape[0], device=rows.device)[:, None]
+        rows.index_put_((everything, tokens.reshape(1, -1)), values, accumulate=True)
+
+
+def _weights(chunk: _Chunk, keys: Tensor, queries: Tensor, work: _Workspace) -> Tensor:
+    """Return A^(QC) (planes, tiles, keys, reached): each key's weights over its queries."""
+    weights = work.take("weights", *keys.shape[:3], queries.shape[2])
+    torch.bmm(keys.flatten(0, 1), queries.flatten(0, 1).mT, out=weights.flatten(0, 1))
+    weights += chunk.log_mask
+    return torch.softmax(weights, -1, out=weights)
+
+
+def forward(
     q: Tensor, k: Tensor, v: Tensor, geometry: PisaGeometry, scale: float
-) -> Tensor:
-    """Return what `pisa_attention_reference` returns, (B, H, N, dv), for float32 or float64."""
-    batch, heads, tokens, _ = q.shape
-    if geometry.batch == 1 and batch > 1:
-        # One geometry for all images: the batch is nothing but more heads.
-        q, k, v = (value.reshape(1, batch * heads, tokens, -1) for value in (q, k, v))
-        return pisa_attention_local(q, k, v, geometry, scale).view(batch, heads, tokens, -1)
+) -> tuple[Tensor, None]:
+    """Return (B, H, N, dv) like `pisa_attention_reference`, for float32 or float64."""
+    shape = q.shape
+    q, k, v = _planes(q, geometry), _planes(k, geometry), _planes(v, geometry)
+    out = torch.zeros_like(v)
+    work = _Workspace(q)
+    for chunk in _chunks(geometry, q, tables=1):
+        queries = work.gather("queries", q[chunk.planes], chunk.queries)
+        keys = work.gather("keys", k[chunk.planes], chunk.keys).mul_(scale)
+        values = work.gather("values", v[chunk.planes], chunk.keys)
+        if chunk.emits is not None:
+            values *= chunk.emits[..., None]
+        weights = _weights(chunk, keys, queries, work)
+        if chunk.visibility is not None:
+            weights *= chunk.visibility
+        received = work.take("received", *queries.shape[:3], v.shape[2])
+        torch.bmm(weights.flatten(0, 1).mT, values.flatten(0, 1), out=received.flatten(0, 1))
+        _add_rows(out[chunk.planes], chunk.queries, received)
+    return _images(out, geometry, shape), None
 
-    def planes(value: Tensor) -> Tensor:
-        return value.permute(3, 1, 0, 2).reshape(value.shape[3], heads, batch * tokens)
 
-    radius = geometry.radius.to(q.dtype).reshape(-1)
-    out = _LocalAttention.apply(planes(q), planes(k * scale), planes(v), radius, geometry)
-    assert isinstance(out, Tensor)
-    return out.view(-1, heads, batch, tokens).permute(2, 1, 3, 0)
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_normaliser: None,
+    geometry: PisaGeometry,
+    scale: float,
+    wants_radius: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the gradients of q, k, v and, if wanted, the radius (B, N).
+
+    The weights P are computed again. With W = P M and dV = W dO, the gradient of the scores is
+    dS = P (M (V dO) - V dV): the softmax runs over queries, so its correction is one product per
+    key.
+    """
+    shape = q.shape
+    q, k, v = _planes(q, geometry), _planes(k, geometry), _planes(v, geometry)
+    grad_out = _planes(grad_out, geometry)
+    grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    grad_radius = torch.zeros_like(geometry.radius, dtype=q.dtype) if wants_radius else None
+    work = _Workspace(q)
+    for chunk in _chunks(geometry, q, tables=2):
+        queries = work.gather("queries", q[chunk.planes], chunk.queries)
+        keys = work.gather("keys", k[chunk.planes], chunk.keys).mul_(scale)
+        values = work.gather("values", v[chunk.planes], chunk.keys)
+        if chunk.emits is not None:
+            values *= chunk.emits[..., None]
+        weights = _weights(chunk, keys, queries, work)
+        received = work.gather("received", grad_out[chunk.planes], chunk.queries)
+
+        arriving = weights
+        if chunk.visibility is not None:
+            arriving = work.take("arriving", *weights.shape)
+            torch.mul(weights, chunk.visibility, out=arriving)
+        grad_values = work.take("grad values", *values.shape)
+        torch.bmm(arriving.flatten(0, 1), received.flatten(0, 1), out=grad_values.flatten(0, 1))
+        correction = (grad_values * values).sum(-1, keepdim=True)
+
+        grad_scores = work.take("arriving", *weights.shape)
+        torch.bmm(values.flatten(0, 1), received.flatten(0, 1).mT, out=grad_scores.flatten(0, 1))
+        if chunk.visibility is not None:
+            grad_scores *= chunk.visibility
+        grad_scores -= correction
+        grad_scores *= weights
+
+        if chunk.emits is not None:
+            grad_values *= chunk.emits[..., None]
+        _add_rows(grad_v[chunk.planes], chunk.keys, grad_values)
+        grad_keys = work.take("grad values", *keys.shape)
+        torch.bmm(grad_scores.flatten(0, 1), queries.flatten(0, 1), out=grad_keys.flatten(0, 1))
+        _add_rows(grad_k[chunk.planes], chunk.keys, grad_keys.mul_(scale))
+        grad_queries = work.take("queries", *queries.shape)
+        torch.bmm(grad_scores.flatten(0, 1).mT, keys.flatten(0, 1), out=grad_queries.flatten(0, 1))
+        _add_rows(grad_q[chunk.planes], chunk.queries, grad_queries)
+        if grad_radius is not None:
+            # d log C / d radius = slope (1 - C)
+            outside = (1 - chunk.log_mask.exp()) * geometry.slope
+            grad_tile = (grad_scores.sum(0) * outside).sum(-1)
+            _add_rows(grad_radius.view(1, -1, 1), chunk.keys, grad_tile)
+    return (
+        _images(grad_q, geometry, shape),
+        _images(grad_k, geometry, shape),
+        _images(grad_v, geometry, shape),
+        grad_radius,
+    )

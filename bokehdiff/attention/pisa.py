@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .backends import Backend, choose_backend, gradient_kernels, kernels, refusal
 from .geometry import PisaGeometry
-from .local import pair_share, pisa_attention_local, supports
 from .reference import pisa_attention_reference
 
-Backend = Literal["auto", "reference", "local"]
+NATIVE_PRECISION = ("triton", "flex")
+"""Backends that take half precision as it is and compute in float32 inside."""
 
 
 def pisa_attention(
@@ -36,43 +37,227 @@ def pisa_attention(
         v: (B, H, N, dv).
         geometry: of B images, or of one that serves all.
         scale: factor of q k^T, by default 1 / sqrt(d).
-        backend: `reference` is dense, of order N^2; `local` is exact too, and of order N times the
-            area of the circles; `auto` takes `local` unless circles fill the image.
-        dropout: probability of dropping a weight after the softmax; dense backend only.
+        backend: all compute the same. `reference` is dense, of order N^2; `stream` too, in memory
+            of order N; `local` is of order N times the area of the circles; `flex` and `triton`
+            are the same on a GPU; `auto` takes what `explain(geometry)` names.
+        dropout: probability of dropping a weight after the softmax; backend `reference` only.
         generator: random numbers for the dropout; None takes the seed of the geometry's config.
 
-    Half precision is computed in float32, float64 in float64. Gradients reach q, k, v and, where
-    it asks for them, the radius of the geometry.
+    Scores, masks and softmax are computed in float32 for half precision, in float64 for float64.
+    Gradients reach q, k, v and, where it asks for them, the radius of the geometry; they can be
+    taken once.
 
     Raises:
         ValueError: when shapes do not agree, or the backend cannot do what the geometry asks.
     """
     _check_shapes(q, k, v, geometry)
-    if backend not in ("auto", "reference", "local"):
-        raise ValueError(f"backend must be 'auto', 'reference' or 'local', got {backend!r}.")
     if backend == "auto":
-        backend = "reference" if dropout else choose_backend(geometry)
+        backend = "reference" if dropout else choose_backend(geometry, q, v).backend
+    reason = refusal(backend, geometry, q, v)
+    if reason:
+        raise ValueError(f"backend={backend!r} cannot compute this: {reason}")
     if dropout and backend != "reference":
         raise ValueError(f"dropout={dropout} needs backend='reference', got {backend!r}.")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    dtype = torch.promote_types(torch.promote_types(q.dtype, v.dtype), torch.float32)
-    q, k, values = q.to(dtype), k.to(dtype), v.to(dtype)
+    dtype = v.dtype
+    q, k, v = _working_precision(backend, q, k, v)
     with torch.autocast(q.device.type, enabled=False):
-        if backend == "local":
-            out = pisa_attention_local(q, k, values, geometry, scale)
+        if backend == "reference":
+            out = pisa_attention_reference(q, k, v, geometry, scale, dropout, generator)
         else:
-            out = pisa_attention_reference(q, k, values, geometry, scale, dropout, generator)
-    return out.to(v.dtype)
+            out, _ = _Attention.apply(q, k, v, geometry.radius, geometry, scale, backend)
+    return out.to(dtype)
 
 
-def choose_backend(geometry: PisaGeometry) -> Backend:
-    """Return the backend that `auto` takes."""
-    if not supports(geometry):
-        return "reference"
-    # Dense tables of more tokens than this would not fit in memory.
-    if geometry.token_count <= 4096 and pair_share(geometry) > 0.5:
-        return "reference"
-    return "local"
+def pisa_attention_gradients(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    geometry: PisaGeometry,
+    scale: float,
+    backend: Backend,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v, given that of what `pisa_attention` returns."""
+    if backend == "auto":
+        backend = choose_backend(geometry, q, v).backend
+    dtypes = [value.dtype for value in (q, k, v)]
+    q, k, v = _working_precision(backend, q, k, v)
+    with torch.autocast(q.device.type, enabled=False):
+        if backend == "reference":
+            pull_back = torch.func.vjp(
+                lambda q, k, v: pisa_attention_reference(q, k, v, geometry, scale), q, k, v
+            )[1]
+            grad_q, grad_k, grad_v = pull_back(grad_out.to(v.dtype))
+        else:
+            grad_q, grad_k, grad_v, _ = _gradients(
+                grad_out, q, k, v, None, geometry, scale, backend, False
+            )
+    return grad_q.to(dtypes[0]), grad_k.to(dtypes[1]), grad_v.to(dtypes[2])
+
+
+def _working_precision(
+    backend: str, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k and v as the backend takes them."""
+    if backend in NATIVE_PRECISION:
+        return q, k, v
+    dtype = torch.promote_types(torch.promote_types(q.dtype, v.dtype), torch.float32)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def _gradients(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_normaliser: Tensor | None,
+    geometry: PisaGeometry,
+    scale: float,
+    backend: str,
+    wants_radius: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the gradients of q, k, v and the radius from the kernels that have them."""
+    kernel = gradient_kernels(backend)
+    q, k, v = _working_precision(kernel, q, k, v)
+    if kernel not in NATIVE_PRECISION:
+        grad_out = grad_out.to(v.dtype)
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor | None] = kernels(kernel).backward(
+        grad_out, q, k, v, log_normaliser, geometry, scale, wants_radius
+    )
+    return gradients
+
+
+class _Attention(torch.autograd.Function):
+    """Every backend but the reference: a forward and a backward pass written by hand.
+
+    The radius is an argument of its own so that gradients reach it.
+    """
+
+    @staticmethod
+    def forward(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        radius: Tensor,
+        geometry: PisaGeometry,
+        scale: float,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        out, log_normaliser = kernels(backend).forward(q, k, v, geometry, scale)
+        return out, q.new_empty(0) if log_normaliser is None else log_normaliser
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        q, k, v, _, ctx.geometry, ctx.scale, ctx.backend = inputs
+        ctx.save_for_backward(q, k, v, output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        q, k, v, log_normaliser = ctx.saved_tensors
+        gradients = _Gradients.apply(
+            grads[0], q, k, v, log_normaliser, ctx.geometry, ctx.scale, ctx.backend,
+            ctx.needs_input_grad[3],
+        )  # fmt: skip
+        return *gradients[:3], gradients[3] if ctx.needs_input_grad[3] else None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(_NOT_TWICE)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *inputs: Any
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        q, k, v, radius, *rest = inputs
+        if in_dims[3] is not None:
+            raise NotImplementedError(_NO_VMAP_OVER_GEOMETRY)
+        q, k, v = (
+            _into_heads(value, dim, info.batch_size)
+            for value, dim in zip((q, k, v), in_dims, strict=False)
+        )
+        results = _Attention.apply(q, k, v, radius, *rest)
+        out, log_normaliser = (_out_of_heads(value, info.batch_size) for value in results)
+        return (out, log_normaliser), (0, 0)
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward pass as a function of its own, so that `torch.func` can batch it too."""
+
+    @staticmethod
+    def forward(
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_normaliser: Tensor,
+        geometry: PisaGeometry,
+        scale: float,
+        backend: str,
+        wants_radius: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        grad_q, grad_k, grad_v, grad_radius = _gradients(
+            grad_out,
+            q,
+            k,
+            v,
+            log_normaliser if log_normaliser.numel() else None,
+            geometry,
+            scale,
+            backend,
+            wants_radius,
+        )
+        if grad_radius is None:
+            grad_radius = q.new_empty(0)
+        radius = grad_radius.to(geometry.radius.dtype)
+        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), radius
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        raise NotImplementedError(_NOT_TWICE)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *inputs: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        *tensors, geometry, scale, backend, wants_radius = inputs
+        if wants_radius:
+            raise NotImplementedError(_NO_VMAP_OVER_GEOMETRY)
+        tensors = [
+            value if value.numel() == 0 else _into_heads(value, dim, info.batch_size)
+            for value, dim in zip(tensors, in_dims, strict=False)
+        ]
+        results = _Gradients.apply(*tensors, geometry, scale, backend, False)
+        return tuple(_out_of_heads(value, info.batch_size) for value in results), (0, 0, 0, 0)
+
+
+_NOT_TWICE = (
+    "PISA has first derivatives in reverse mode. For forward mode and second derivatives use "
+    "backend='reference', which is plain autograd."
+)
+
+_NO_VMAP_OVER_GEOMETRY = (
+    "torch.func.vmap cannot map over the geometry of PISA or its gradient: every image has tiles "
+    "of its own. Put the images into the batch of one PisaGeometry, or use backend='reference'."
+)
+
+
+def _into_heads(value: Tensor, dim: int | None, size: int) -> Tensor:
+    """Return (B, size * H, ...): what vmap maps over is nothing but more heads."""
+    value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+    return value.transpose(0, 1).flatten(1, 2)
+
+
+def _out_of_heads(value: Tensor, size: int) -> Tensor:
+    """Return (size, B, H, ...), the reverse of `_into_heads`."""
+    if value.numel() == 0:
+        return value.expand(size, *value.shape)
+    return value.unflatten(1, (size, -1)).movedim(1, 0)
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, geometry: PisaGeometry) -> None:

@@ -11,15 +11,17 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
+from .backends import Backend
+from .compiled import GraphOwner, pisa_attention_in_graph
 from .config import PIXELS_PER_COC_UNIT, PisaConfig
 from .geometry import PisaGeometry
-from .pisa import Backend, pisa_attention
+from .pisa import pisa_attention
 
 DEFAULT_PISA_LAYERS = ("down_blocks.1.attentions.0",)
 """Name fragments of the layers whose self-attention the paper replaces."""
 
 
-class PisaContext:
+class PisaContext(GraphOwner):
     """What all PISA processors of one UNet share: the settings, and the scene of the moment.
 
     Attributes:
@@ -33,6 +35,7 @@ class PisaContext:
         self.config = config or PisaConfig()
         self.backend: Backend = backend
         self.generator: torch.Generator | None = None
+        self.take_handle()
         self._scene: tuple[Tensor, int, int, int] | None = None
         self._geometries: dict[tuple[int, int, PisaConfig], PisaGeometry] = {}
         self._conditioning: tuple[Tensor, int] | None = None
@@ -92,6 +95,20 @@ class PisaContext:
     def has_scene(self) -> bool:
         """Return whether `set_scene` was called since the last `clear`."""
         return self._scene is not None
+
+    def find_geometry(self, q: Tensor, disp_coc: Tensor | None) -> tuple[PisaGeometry, Backend]:
+        """Return geometry and backend for a layer inside a compiled graph.
+
+        Raises:
+            ValueError: when the settings ask for ordinary attention or dropout there.
+        """
+        geometry = self.geometry_for(q.shape[2], disp_coc)
+        if geometry is None or geometry.config.dropout_at_inference:
+            raise ValueError(
+                "Inside torch.compile PISA needs a scene, and draws no random numbers: "
+                "missing_conditioning='vanilla' and dropout are for eager mode."
+            )
+        return geometry, self.backend
 
     def geometry_for(self, tokens: int, disp_coc: Tensor | None = None) -> PisaGeometry | None:
         """Return the geometry for a layer with so many tokens, made once per grid and settings.
@@ -220,17 +237,20 @@ class PisaAttnProcessor:
             disp_coc: the authors' keyword, (B, 2, H, W) at image resolution: disparity, and radius
                 of the circle of confusion in units of ten pixels.
         """
-        tokens = math.prod(hidden_states.shape[2:] if hidden_states.ndim == 4 else
-                           hidden_states.shape[1:2])  # fmt: skip
-        geometry = pisa_geometry
-        if encoder_hidden_states is None and geometry is None:
-            if self.context is None:
-                raise RuntimeError(
-                    "This PISA layer has no context: pass pisa_geometry=PisaGeometry.build(...)."
-                )
-            geometry = self.context.geometry_for(tokens, disp_coc)
-        if encoder_hidden_states is not None or geometry is None:
+        if encoder_hidden_states is not None:
             return self._ordinary(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if self.context is None and pisa_geometry is None:
+            raise RuntimeError(
+                "This PISA layer has no context: pass pisa_geometry=PisaGeometry.build(...)."
+            )
+        geometry = pisa_geometry
+        if geometry is None and not torch.compiler.is_compiling():
+            assert self.context is not None
+            tokens = math.prod(hidden_states.shape[2:] if hidden_states.ndim == 4 else
+                               hidden_states.shape[1:2])  # fmt: skip
+            geometry = self.context.geometry_for(tokens, disp_coc)
+            if geometry is None:
+                return self._ordinary(attn, hidden_states, None, attention_mask, temb)
         if attention_mask is not None:
             raise ValueError("PISA does not take an attention_mask in self-attention.")
 
@@ -253,18 +273,25 @@ class PisaAttnProcessor:
         if attn.norm_k is not None:
             key = attn.norm_k(key)
 
-        config = geometry.config
-        dropping = config.dropout_at_inference or attn.training
-        received = pisa_attention(
-            query,
-            key,
-            value,
-            geometry.to(query.device),
-            scale=attn.scale,
-            backend="auto" if self.context is None else self.context.backend,
-            dropout=config.dropout if dropping else 0.0,
-            generator=None if self.context is None else self.context.generator,
-        )
+        if torch.compiler.is_compiling():
+            owner = self.context if geometry is None else geometry
+            assert owner is not None
+            received = pisa_attention_in_graph(
+                query, key, value, owner.handle, disp_coc, float(attn.scale)
+            )
+        else:
+            assert geometry is not None
+            dropping = geometry.config.dropout_at_inference or attn.training
+            received = pisa_attention(
+                query,
+                key,
+                value,
+                geometry.to(query.device),
+                scale=attn.scale,
+                backend="auto" if self.context is None else self.context.backend,
+                dropout=geometry.config.dropout if dropping else 0.0,
+                generator=None if self.context is None else self.context.generator,
+            )
         hidden_states = received.transpose(1, 2).flatten(2).to(query.dtype)
         hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
         if len(shape) == 4:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bokehdiff.attention import PisaConfig, PisaGeometry
-from bokehdiff.attention.geometry import NearestDisparity, jitter_table
+from bokehdiff.attention.geometry import log_soft_mask
+from bokehdiff.attention.visibility import jitter_table
 
 
 def _visibility_by_the_book(geometry: PisaGeometry) -> Tensor:
@@ -72,16 +73,29 @@ def test_skipping_harmless_samples_changes_nothing(preset: str) -> None:
     geometry = PisaGeometry.build(
         torch.ones(1, 1, 10, 15), disparity, config=PisaConfig.preset(preset)
     )
-    keys = torch.arange(150)
-    reach = 3
-    steps = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * 2)
-    rays = geometry.visible_rays(0, keys, steps[:, :1], steps[:, 1:])
-    nearest = NearestDisparity(geometry).within(reach)[0]
-    quick = geometry.visible_rays(0, keys, steps[:, :1], steps[:, 1:], nearest=nearest)
-    on_grid = (keys // 15 + steps[:, :1] >= 0) & (keys // 15 + steps[:, :1] < 10)
-    on_grid &= (keys % 15 + steps[:, 1:] >= 0) & (keys % 15 + steps[:, 1:] < 15)
-    assert (rays < geometry.config.supersampling).any()
-    assert torch.equal(rays[on_grid], quick[on_grid])
+    coc_of_pairs = geometry.log_soft_mask().mT[0] > -math.inf
+    number = torch.arange(150)
+    rays = geometry.visible_rays_of_pairs(number[:, None], number)
+    quick = geometry.visible_rays_of_pairs(number[:, None], number, wanted=coc_of_pairs)
+    assert (rays[coc_of_pairs] < geometry.config.supersampling).any()
+    assert torch.equal(rays[coc_of_pairs], quick[coc_of_pairs])
+    assert torch.equal(geometry.visible_share(rays), geometry.visibility()[0].mT)
+
+
+@pytest.mark.parametrize("hardness", [1.0, 3.0, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mask_of_pairs_is_the_soft_mask(hardness: float, dtype: torch.dtype) -> None:
+    """The fast way in place, and the function that states the equation, to the last rounding."""
+    coc = 9 * torch.rand(2, 1, 12, 17, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    geometry = PisaGeometry.build(coc, hardness=hardness)
+    number = torch.arange(2 * 204).view(2, 204)
+    mask = geometry.log_mask_of_pairs(number[:, None], number[..., None], dtype)
+    expected = log_soft_mask(
+        geometry.radius[:, None], geometry.distances(dtype), geometry.slope, geometry.config.cutoff
+    )
+    assert torch.equal(mask.isinf(), expected.isinf()) and (hardness == 1 or mask.isinf().any())
+    tolerance = 8 * torch.finfo(dtype).eps
+    assert torch.allclose(mask, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_distance_units_of_the_presets() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bokehdiff.attention import PisaConfig, PisaGeometry, pisa_attention
 from bokehdiff.attention import local as local_module
+from bokehdiff.attention.local import local_plan
 
 TOLERANCE = 1e-12
 
@@ -56,7 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one geometry for a batch": {"size": (13, 12), "radius": 3.0, "batch": 3, "shared": True},
     "no occlusion": {"size": (14, 18), "radius": 3.0, "occlusion": False},
     "few emitters": {"size": (20, 33), "radius": 3.0, "emitters": 0.03},
-    "nothing stored": {"size": (13, 21), "radius": 3.0, "options": {"visibility_byte_budget": 0}},
+    "nothing stored": {"size": (13, 21), "radius": 3.0, "options": {"byte_budget": 0}},
     "soft edge": {"size": (12, 11), "radius": 2.0, "options": {"hardness": 5.0}},
     "no edge": {"size": (9, 11), "radius": 2.0, "options": {"hardness": 1.0}},
     "official weights": {"size": (12, 18), "radius": 2.0, "preset": "official_weights"},
@@ -106,7 +107,7 @@ def test_tiles_without_emitters_are_not_visited() -> None:
     emitters = torch.zeros(coc.shape, dtype=torch.bool)
     emitters[..., 3, 3] = emitters[..., 20, 29] = True
     geometry = PisaGeometry.build(coc, disparity, emitters=emitters)
-    assert sum(group.image.numel() for group in geometry.local_plan().groups) == 2
+    assert sum(group.tiles for group in local_plan(geometry, torch.float32).groups) == 2
     nothing = PisaGeometry.build(coc, disparity, emitters=torch.zeros_like(emitters))
     q = torch.randn(1, 1, 1024, 4, requires_grad=True)
     out = pisa_attention(q, q, q, nothing, backend="local")
@@ -119,9 +120,10 @@ def test_sharp_regions_are_cheap() -> None:
     """Tiles pay for their own radius, not for the largest of the image."""
     coc = torch.zeros(1, 1, 64, 64)
     coc[..., :8, :8] = 12.0
-    groups = PisaGeometry.build(coc).local_plan().groups
-    steps = {len(group.steps): group.image.numel() for group in groups}
-    assert min(steps) <= 9 and sum(steps[size] for size in steps if size > 9) <= 1
+    groups = local_plan(PisaGeometry.build(coc), torch.float32).groups
+    reached = torch.cat([group.reached for group in groups]).sort().values
+    # A tile and the tokens one step around it; the blurred one covers what it can reach.
+    assert len(reached) == 64 and reached[-2] <= 10 * 10 and reached[-1] > 15 * 15
 
 
 def test_same_bytes_every_time() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bokehdiff.attention import PisaConfig, PisaGeometry, pisa_attention
 
-BACKENDS = ["reference", "local"]
+BACKENDS = ["reference", "stream", "local"]
 
 
 def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
