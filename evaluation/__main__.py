@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,10 @@ EXAMPLES = """examples:
   python -m evaluation raytraced bench/raytraced/data --method path/to/checkpoint --save pictures
   python -m evaluation raytraced bench/raytraced/data --predictions pictures
   python -m evaluation speed render --megapixels 1
+  python -m evaluation speed pisa
+  python -m evaluation speed pisa --tokens 1024,4096,16384 --backward --out pisa.json
+  python -m evaluation speed pisa --grid 48x96 --radius 3.2,8 --backend local --backend reference
+  python -m evaluation speed pisa --device cuda --dtype bfloat16 --tokens 4096,65536 --plot a.png
 """
 
 
@@ -69,38 +74,132 @@ def parser() -> argparse.ArgumentParser:
     speed = protocols.add_parser(
         "speed",
         help="seconds and memory",
+        description="Measure time and peak memory.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subjects = speed.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
+    add_render(subjects)
+    add_pisa(subjects)
+    return whole
+
+
+def add_render(subjects: argparse._SubParsersAction) -> None:
+    """The arguments of ``speed render``."""
+    render = subjects.add_parser(
+        "render",
+        help="prepare, first render and refocus of a photograph",
         description="Measure seconds and peak memory on scikit-image's motorcycle photograph.",
     )
-    speed.add_argument(
-        "what", choices=["render"], help="render: prepare, first render and refocus of a photograph"
+    render.add_argument("--model", metavar="FOLDER", help="default: the one inside the package")
+    render.add_argument("--megapixels", type=float, default=1.0, help="default %(default)s")
+    render.add_argument("--repeats", type=int, default=5, help="refocusings, default %(default)s")
+    render.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    render.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
+    render.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
+
+
+def add_pisa(subjects: argparse._SubParsersAction) -> None:
+    """The arguments of ``speed pisa``."""
+    pisa = subjects.add_parser(
+        "pisa",
+        help="one layer of physics-inspired self-attention beside ordinary attention",
+        description="Measure time, peak memory and error of one layer of PISA, as ratios to "
+        "scaled_dot_product_attention (SDPA).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    speed.add_argument("--model", metavar="FOLDER", help="default: the one inside the package")
-    speed.add_argument("--megapixels", type=float, default=1.0, help="default %(default)s")
-    speed.add_argument("--repeats", type=int, default=5, help="refocusings, default %(default)s")
-    speed.add_argument("--threads", type=int, help="CPU threads; default: all cores")
-    speed.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
-    speed.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
-    return whole
+    size = pisa.add_mutually_exclusive_group()
+    size.add_argument(
+        "--tokens", default="4096,16384", metavar="N,N", help="square grids, default %(default)s"
+    )
+    size.add_argument("--grid", metavar="HxW", help="one grid of H rows and W columns, e.g. 48x96")
+    blur = pisa.add_mutually_exclusive_group()
+    blur.add_argument(
+        "--radius-share",
+        default="0.05",
+        metavar="R,R",
+        help="largest circle-of-confusion radius as a share of the grid's width, default "
+        "%(default)s (a diameter of 10 %%)",
+    )
+    blur.add_argument("--radius", metavar="R,R", help="the same in tokens")
+    pisa.add_argument("--heads", type=int, default=10, help="default %(default)s")
+    pisa.add_argument("--channels", type=int, default=64, help="per head, default %(default)s")
+    pisa.add_argument("--batch", type=int, default=1, help="images, default %(default)s")
+    pisa.add_argument(
+        "--logit-std",
+        type=float,
+        default=1.0,
+        help="standard deviation of q k^T / sqrt(channels), default %(default)s",
+    )
+    pisa.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "float16", "bfloat16"],
+        help="of q, k and v, default %(default)s",
+    )
+    pisa.add_argument(
+        "--scene",
+        default="slope",
+        choices=["slope", "uniform"],
+        help="slope (default): a sloping background and five near discs; uniform: the same, with "
+        "the largest radius everywhere",
+    )
+    pisa.add_argument(
+        "--supersampling", type=int, default=2, help="rays per pair of tokens, default %(default)s"
+    )
+    pisa.add_argument(
+        "--backend",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a backend of pisa_attention; may be given several times. Default: all that can run "
+        "here but reference, which is dense.",
+    )
+    pisa.add_argument(
+        "--official",
+        action="store_true",
+        help="also the dense formula, with the rays of all N^2 pairs traced in every call",
+    )
+    pisa.add_argument("--backward", action="store_true", help="time forward and backward together")
+    pisa.add_argument("--repeats", type=int, default=5, help="default %(default)s")
+    pisa.add_argument("--threads", type=int, default=1, help="CPU threads, default %(default)s")
+    pisa.add_argument(
+        "--sdpa-limit",
+        type=int,
+        metavar="N",
+        help="measure SDPA on at most so many tokens and extrapolate beyond; default 16384 on the "
+        "CPU, no limit on a GPU",
+    )
+    pisa.add_argument("--device", default="cpu", help="cpu (default), cuda")
+    pisa.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
+    pisa.add_argument("--plot", metavar="FILE", help="draw them to this .png, .pdf or .svg file")
 
 
 def check_before_work(arguments: argparse.Namespace) -> None:
     """Raises ValueError for what would fail only after minutes of work, in any protocol."""
-    try:
-        import scipy.ndimage  # noqa: F401
-        import skimage  # noqa: F401
-    except ImportError as missing:
-        raise ValueError(
-            f"{missing.name} is not installed; the evaluation needs pip install 'bokehdiff[data]'."
-        ) from missing
+    packages = ["scipy.ndimage", "skimage"]
+    if arguments.protocol == "speed" and arguments.subject == "pisa":
+        packages = ["matplotlib"] if arguments.plot else []
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as missing:
+            raise ValueError(
+                f"{missing.name} is not installed; the evaluation needs "
+                "pip install 'bokehdiff[data]'."
+            ) from missing
 
     from evaluation import methods
 
-    if arguments.out and not Path(arguments.out).resolve().parent.is_dir():
-        raise ValueError(f"There is no folder {Path(arguments.out).parent} for --out.")
+    for option in ("out", "plot"):
+        file = getattr(arguments, option, None)
+        if file and not Path(file).resolve().parent.is_dir():
+            raise ValueError(f"There is no folder {Path(file).parent} for --{option}.")
     methods.check_device(arguments.device)
 
 
-def measure_speed(arguments: argparse.Namespace) -> None:
+def measure_render(arguments: argparse.Namespace) -> None:
     """Times the pipeline on one photograph; prints a sentence and writes the JSON."""
     import torch
 
@@ -122,6 +221,53 @@ def measure_speed(arguments: argparse.Namespace) -> None:
     )
     if arguments.out:
         report.write_json(arguments.out, {"hardware": machine, "render": vars(measured)})
+
+
+def measure_pisa(arguments: argparse.Namespace) -> None:
+    """Times PISA beside SDPA; prints the table and writes the JSON and the plot."""
+    import torch
+
+    from evaluation import pisa_speed, report
+
+    if arguments.plot and Path(arguments.plot).suffix not in pisa_speed.PLOT_SUFFIXES:
+        raise ValueError(
+            f"--plot writes {', '.join(pisa_speed.PLOT_SUFFIXES)}, got {arguments.plot}."
+        )
+    cases = pisa_speed.cases(arguments)
+    chosen = [
+        pisa_speed.choose_backends(case, arguments.backend, arguments.official) for case in cases
+    ]
+    sdpa_limit = arguments.sdpa_limit or (16384 if arguments.device == "cpu" else None)
+    torch.set_num_threads(arguments.threads)
+    rows = pisa_speed.measure(cases, [names for names, _ in chosen], arguments.repeats, sdpa_limit)
+
+    machine = {**report.hardware(arguments.device), "dtype": arguments.dtype}
+    left_out = {name: reason for _, reasons in chosen for name, reason in reasons.items()}
+    protocol = pisa_speed.protocol(cases[0], arguments.repeats, rows)
+    print(pisa_speed.table(rows))
+    print()
+    for name, reason in left_out.items():
+        print(f"No row for {name}: {reason}")
+    print(protocol)
+    print(
+        f"{machine.get('gpu', machine['processor'])}, {machine['torch_threads']} thread(s), "
+        f"{machine['dtype']}, torch {machine['torch']}."
+    )
+    if arguments.out:
+        report.write_json(
+            arguments.out,
+            {
+                "benchmark": "speed pisa",
+                "protocol": protocol,
+                "hardware": machine,
+                "left_out": left_out,
+                "pisa": pisa_speed.as_json(rows),
+            },
+        )
+        print(f"All figures: {arguments.out}")
+    if arguments.plot:
+        pisa_speed.plot(rows, arguments.plot, in_tokens=bool(arguments.radius))
+        print(f"Plot: {arguments.plot}")
 
 
 def evaluate_raytraced(arguments: argparse.Namespace) -> None:
@@ -165,6 +311,11 @@ def evaluate_raytraced(arguments: argparse.Namespace) -> None:
             },
         )
         print(f"All figures: {arguments.out}")
+
+
+def measure_speed(arguments: argparse.Namespace) -> None:
+    """Times what was asked for."""
+    {"render": measure_render, "pisa": measure_pisa}[arguments.subject](arguments)
 
 
 PROTOCOLS = {"raytraced": evaluate_raytraced, "speed": measure_speed}
