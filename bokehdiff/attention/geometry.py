@@ -298,9 +298,9 @@ class PisaGeometry(GraphOwner):
     def distances(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return (N, N) distances between tokens, in units."""
         number = torch.arange(self.token_count, device=self.radius.device)
-        return self._distances(number[:, None], number, dtype)
+        return self.distances_of_pairs(number[:, None], number, dtype)
 
-    def _distances(self, key: Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
+    def distances_of_pairs(self, key: Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
         """Return distances in units between tokens of one image; numbers broadcast."""
         device = self.radius.device
         if self.config.token_spacing is None:
@@ -387,14 +387,25 @@ class PisaGeometry(GraphOwner):
             key, query: numbers in the whole batch, `image * N + token`; they broadcast.
             dtype: of the result.
         """
-        distance = self._distances(key, query, dtype)
-        radius = self.radius.detach().to(dtype).reshape(-1)[key]
-        if self.config.cutoff < math.exp(-_LARGEST_EXPONENT):
-            return log_soft_mask(radius, distance, self.slope, self.config.cutoff)
-        # What `log_soft_mask` does, in place.
-        log_mask = distance.sub_(radius).mul_(self.slope).clamp_(max=_LARGEST_EXPONENT)
-        log_mask.exp_().log1p_().neg_()
-        return torch.threshold_(log_mask, math.log(self.config.cutoff), -math.inf)
+        distance = self.distances_of_pairs(key, query, dtype)
+        return self.log_mask_at(key, distance, distance)
+
+    def log_mask_at(self, key: Tensor, distance: Tensor, out: Tensor) -> Tensor:
+        """Return log C of keys at distances from them: `log_soft_mask`, written to `out`.
+
+        Args:
+            key: numbers in the whole batch; broadcasts against `distance`.
+            distance: in units.
+            out: memory for the result; may be `distance`.
+        """
+        radius = self.radius.detach().to(out.dtype).reshape(-1)[key]
+        cutoff = self.config.cutoff
+        if cutoff < math.exp(-_LARGEST_EXPONENT):
+            return out.copy_(log_soft_mask(radius, distance, self.slope, cutoff))
+        # In place: new memory is what would cost most here.
+        torch.sub(distance, radius, out=out)
+        out.mul_(self.slope).clamp_(max=_LARGEST_EXPONENT).exp_().log1p_().neg_()
+        return torch.threshold_(out, math.log(cutoff), -math.inf)
 
     def visible_rays_of_pairs(
         self, key: Tensor, query: Tensor, wanted: Tensor | None = None
@@ -443,16 +454,20 @@ class PisaGeometry(GraphOwner):
                 "jitter='location_table'."
             )
         nearest = self._nearest(within_circles).reshape(-1)
-        nearest = nearest[4 * key + ray_direction(self, key, query)]
-        traced = keys_at_risk(self, self.token_disparity.reshape(-1)[key], nearest)
+        nearest = nearest.index_select(0, 4 * key + ray_direction(self, key, query))
+        disparity = self.token_disparity.reshape(-1).index_select(0, key)
+        traced = keys_at_risk(self, disparity, nearest)
         if self.config.source_always_visible:
             traced &= key != query
         for image in range(self.batch):
             first, last = image * self.token_count, (image + 1) * self.token_count
             mine = (traced & (key >= first) & (key < last)) if self.batch > 1 else traced
             for pairs in mine.nonzero().squeeze(1).split(PAIRS_TRACED_AT_ONCE):
+                of_key, of_query, bound = (
+                    value.index_select(0, pairs) for value in (key, query, nearest)
+                )
                 visible[pairs] = count_visible_rays(
-                    self, image, key[pairs] - first, query[pairs] - first, nearest[pairs]
+                    self, image, of_key - first, of_query - first, bound
                 )
         return visible
 

@@ -84,8 +84,12 @@ def count_visible_rays(
     visible = torch.full((count,), rays, dtype=torch.uint8, device=key.device)
     stopped = torch.zeros(rays, count, dtype=torch.bool, device=key.device)
     pair = torch.arange(count, device=key.device)
-    of_key, risk = disparity[key], least_depth_at_risk(disparity[key], nearest)
-    ends = [centre[token] for centre in centres for token in (key, query)]
+    of_key = disparity.index_select(0, key)
+    risk = least_depth_at_risk(of_key, nearest)
+    x_of_query, y_of_query = (centre.index_select(0, query) for centre in centres)
+    x_to_key = centres[0].index_select(0, key).sub_(x_of_query)
+    y_to_key = centres[1].index_select(0, key).sub_(y_of_query)
+    nearest_around = nearest_around_samples(geometry)[image]
     shares = ray_depths(geometry)
     # From the key outwards: the higher a sample has risen, the fewer pairs can still be troubled.
     for segment in reversed(range(config.segments)):
@@ -94,22 +98,34 @@ def count_visible_rays(
         if troubled.numel() < pair.numel():
             visible[pair] = rays - stopped.sum(0, dtype=torch.uint8)
             stopped = stopped.index_select(1, troubled)
-            pair, risk, of_key, query, *ends = (
-                value.index_select(0, troubled) for value in (pair, risk, of_key, query, *ends)
-            )
+            pair, risk, of_key, query, x_of_query, y_of_query, x_to_key, y_to_key = (
+                value.index_select(0, troubled)
+                for value in (
+                    pair, risk, of_key, query, x_of_query, y_of_query, x_to_key, y_to_key
+                )
+            )  # fmt: skip
         if pair.numel() == 0:
             return visible
-        sample_depth = share * of_key + (1 - share)
+        nearer = share * of_key
+        sample_depth = nearer + (1 - share)
         if config.sample_depth == "key":
             # Eq. 7 with 1 - depth = p (1 - d) put in: no division by zero at d = 1.
-            fraction = share * of_key / (share * of_key + (1 - share))
+            fraction = nearer.div_(nearer + (1 - share))
         else:
             depth = share * disparity[query] + (1 - share)
             fraction = (1 - depth) * of_key / (depth * (1 - of_key))
-        samples = scene.new_empty(rays, pair.numel(), 2)
-        for axis in range(2):
-            of_source, of_receiver = ends[2 * axis : 2 * axis + 2]
-            unmoved = (of_source - of_receiver).mul_(fraction).add_(of_receiver)
+        x = (x_to_key * fraction).add_(x_of_query)
+        y = (y_to_key * fraction).add_(y_of_query)
+        # Few samples have anything around them that could stop them; only these are looked up.
+        bound = nearest_around.view(-1).index_select(0, _cell_of_sample(nearest_around, x, y))
+        near = (bound > sample_depth).nonzero().squeeze(1)
+        if near.numel() == 0:
+            continue
+        x, y, fraction, sample_depth = (
+            value.index_select(0, near) for value in (x, y, fraction, sample_depth)
+        )
+        samples = scene.new_empty(rays, near.numel(), 2)
+        for axis, unmoved in enumerate((x, y)):
             samples[0, :, axis] = unmoved
             for ray in range(1, rays):
                 if config.jitter == "source_table":
@@ -118,15 +134,50 @@ def count_visible_rays(
                     moved = offsets[segment, ray, axis]
                 else:
                     assert noise is not None
-                    moved = (noise[ray - 1, segment, pair, axis] - 0.5) * config.jitter_width
+                    moved = (noise[ray - 1, segment, pair[near], axis] - 0.5) * config.jitter_width
                     moved = moved * jitter_unit(geometry)[axis]
                 torch.add(unmoved, moved, out=samples[ray, :, axis])
         met = F.grid_sample(
             scene, samples[None], mode="bilinear", padding_mode="zeros", align_corners=False
         )[0, 0]
-        stopped |= met > sample_depth
+        stopped[:, near] |= met > sample_depth
     visible[pair] = rays - stopped.sum(0, dtype=torch.uint8)
     return visible
+
+
+def nearest_around_samples(geometry: PisaGeometry) -> Tensor:
+    """Return (B, rows, columns) bounds of the disparity that an interpolated sample can meet.
+
+    One for each cell of the occlusion map, for samples that lie in the cell before they are
+    jittered. Made once.
+    """
+    cached = geometry._derived.get("nearest_around_samples")
+    if isinstance(cached, Tensor):
+        return cached
+    scene = geometry.occlusion_map
+    assert scene is not None
+    reach = []
+    for unit, samples in zip(
+        jitter_unit(geometry).tolist(), (scene.shape[3], scene.shape[2]), strict=True
+    ):
+        jitter = unit * geometry.config.jitter_width / 2 if geometry.config.supersampling > 1 else 0
+        # Positions run from -1 to 1. Interpolation takes the next sample on either side.
+        reach.append(math.ceil(jitter * samples / 2 + 1 - 1e-6))
+    across, along = 2 * reach[0] + 1, 2 * reach[1] + 1
+    widened = F.max_pool2d(scene, (1, across), stride=1, padding=(0, reach[0]))
+    widened = F.max_pool2d(widened, (along, 1), stride=1, padding=(reach[1], 0))[:, 0]
+    geometry._derived["nearest_around_samples"] = widened
+    return widened
+
+
+def _cell_of_sample(cells: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Return the flat number of the cell of (rows, columns) in which positions lie."""
+    rows, columns = cells.shape
+    row = ((y + 1) * (rows / 2)).clamp_(0, rows - 1).floor_()
+    column = ((x + 1) * (columns / 2)).clamp_(0, columns - 1)
+    # Exact: maps are far smaller than the integers that floats hold.
+    # Positions that are not a number, from the authors' 0 / 0, meet nothing in any cell.
+    return row.mul_(columns).add_(column.floor_()).nan_to_num_(0.0).int()
 
 
 def ray_depths(geometry: PisaGeometry) -> Tensor:
@@ -203,10 +254,18 @@ def nearest_within_circles(geometry: PisaGeometry) -> Tensor:
 
 
 def ray_direction(geometry: PisaGeometry, key: Tensor, query: Tensor) -> Tensor:
-    """Return 0 to 3 for rays from key to query: 1 if it goes left, plus 2 if it goes up."""
-    leftwards = query % geometry.width < key % geometry.width
-    upwards = query // geometry.width < key // geometry.width
-    return leftwards.long() + 2 * upwards
+    """Return 0 to 3 for rays from key to query: 1 if it goes left, plus 2 if it goes up.
+
+    Args:
+        geometry: the geometry.
+        key, query: (pairs,) numbers in the whole batch.
+    """
+    # Looked up, for dividing integers is slow.
+    number = torch.arange(geometry.batch * geometry.token_count, device=key.device)
+    row, column = (number // geometry.width).int(), (number % geometry.width).int()
+    leftwards = column.index_select(0, query) < column.index_select(0, key)
+    upwards = row.index_select(0, query) < row.index_select(0, key)
+    return leftwards.long().add_(upwards, alpha=2)
 
 
 def _turned(maps: Tensor) -> Tensor:

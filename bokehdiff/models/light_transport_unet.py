@@ -346,6 +346,7 @@ class LightTransport(nn.Module):
             None,  # one slab lies at one depth; what covers what is settled by the compositing
             config=config,
             emitters=coverage > 0,
+            byte_budget=0,  # tables that serve one layer once are not worth keeping
         )
         tokens = torch.cat([carried, placed], 1)
         tokens = tokens.flatten(2).transpose(1, 2).to(self.attn.to_q.weight.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bokehdiff.attention import PisaConfig, PisaGeometry, pisa_attention
 from bokehdiff.attention import local as local_module
-from bokehdiff.attention.local import local_plan
+from bokehdiff.attention.tiles import group_tiles, plan_tiles
 
 TOLERANCE = 1e-12
 
@@ -107,7 +107,7 @@ def test_tiles_without_emitters_are_not_visited() -> None:
     emitters = torch.zeros(coc.shape, dtype=torch.bool)
     emitters[..., 3, 3] = emitters[..., 20, 29] = True
     geometry = PisaGeometry.build(coc, disparity, emitters=emitters)
-    assert sum(group.tiles for group in local_plan(geometry, torch.float32).groups) == 2
+    assert sum(group.tiles for group in plan_tiles(geometry, 8, torch.float32)) == 2
     nothing = PisaGeometry.build(coc, disparity, emitters=torch.zeros_like(emitters))
     q = torch.randn(1, 1, 1024, 4, requires_grad=True)
     out = pisa_attention(q, q, q, nothing, backend="local")
@@ -120,10 +120,10 @@ def test_sharp_regions_are_cheap() -> None:
     """Tiles pay for their own radius, not for the largest of the image."""
     coc = torch.zeros(1, 1, 64, 64)
     coc[..., :8, :8] = 12.0
-    groups = local_plan(PisaGeometry.build(coc), torch.float32).groups
-    reached = torch.cat([group.reached for group in groups]).sort().values
+    groups = group_tiles(PisaGeometry.build(coc), 8)
+    reached = sorted(group.queries.shape[1] for group in groups for _ in range(group.tiles))
     # A tile and the tokens one step around it; the blurred one covers what it can reach.
-    assert len(reached) == 64 and reached[-2] <= 10 * 10 and reached[-1] > 15 * 15
+    assert len(reached) == 64 and reached[-2] <= 12 * 12 and reached[-1] > 15 * 15
 
 
 def test_same_bytes_every_time() -> None:
