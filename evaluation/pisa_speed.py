@@ -101,7 +101,9 @@ class PisaSpeed:
         milliseconds, sdpa_milliseconds: medians.
         geometry_ratio: time to build the geometry and its tables, as a multiple of one forward;
             None where `milliseconds` includes it.
-        peak_megabytes: memory (10^6 bytes) for geometry and one call on top of the inputs.
+        geometry_megabytes: memory (10^6 bytes) that the geometry and its tables keep; None where
+            the system cannot tell it from that of a call.
+        peak_megabytes: largest memory of one call on top of the inputs and the geometry.
         peak_ratio: the same as a multiple of SDPA's; None where SDPA's is too small to measure.
         sdpa_extrapolated: SDPA was measured on fewer tokens and scaled, time by N^2, memory by N.
         error: largest error of the output against float64, relative to its largest value.
@@ -120,6 +122,7 @@ class PisaSpeed:
     milliseconds: float
     sdpa_milliseconds: float
     geometry_ratio: float | None
+    geometry_megabytes: float | None
     peak_megabytes: float
     peak_ratio: float | None
     sdpa_extrapolated: bool
@@ -292,43 +295,76 @@ def time_in_turns(
 # -- memory ----------------------------------------------------------------------------------------
 
 
-def peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
+@dataclass(frozen=True)
+class Memory:
+    """Megabytes (10^6 bytes): what a geometry keeps, and the peak of a call on top of that.
+
+    `geometry` is None where the two cannot be told apart; then `call` is the sum.
+    """
+
+    geometry: float | None
+    call: float
+
+
+def resident_bytes(peak: bool) -> int:
+    """Resident memory of this process, now or at its peak."""
     status = Path("/proc/self/status")
     if status.is_file():
         # Linux: ru_maxrss of a new process starts at the peak of the process that started it.
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        field = "VmHWM" if peak else "VmRSS"
+        return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1]) * 1024
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
 
 
-def memory_of_one_call(case: Case, backend: str) -> float:
-    """Megabytes that the geometry and one call need on top of libraries and inputs.
+def restart_peak() -> bool:
+    """Let the peak of resident memory start anew; False where the system cannot do that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
-    On the CPU this is right only in a process that has done nothing else; see `peak_megabytes`.
+
+def memory_of_calls(case: Case, backend: str) -> Memory:
+    """What a backend needs on top of libraries and inputs.
+
+    On the CPU this is right only in a process that has done nothing else; see `memory_needed`.
     """
     torch.set_num_threads(case.threads)
     # A tiny call first, so that what libraries load when they are first used is not counted.
     Layer(replace(case, height=8, width=8, radius=min(case.radius, 1.0))).call(backend)
     layer = Layer(case)
+    geometry = None if backend in (SDPA, DENSE_FORMULA) else layer.build_geometry()
     if case.device == "cuda":
-        torch.cuda.synchronize(case.device)
-        torch.cuda.reset_peak_memory_stats(case.device)
         before = torch.cuda.memory_allocated(case.device)
-        layer.call(backend)
+        layer.call(backend, geometry)
         torch.cuda.synchronize(case.device)
-        return (torch.cuda.max_memory_allocated(case.device) - before) / 1e6
-    before = peak_bytes()
-    layer.call(backend)
-    return (peak_bytes() - before) / 1e6
+        with_geometry = torch.cuda.memory_allocated(case.device)
+        torch.cuda.reset_peak_memory_stats(case.device)
+        layer.call(backend, geometry)
+        torch.cuda.synchronize(case.device)
+        peak = torch.cuda.max_memory_allocated(case.device)
+        return Memory((with_geometry - before) / 1e6, (peak - with_geometry) / 1e6)
+    if not restart_peak():
+        before = resident_bytes(peak=True)
+        layer.call(backend, geometry)
+        return Memory(None, (resident_bytes(peak=True) - before) / 1e6)
+    before = resident_bytes(peak=False)
+    layer.call(backend, geometry)
+    with_geometry = resident_bytes(peak=False)
+    restart_peak()
+    layer.call(backend, geometry)
+    peak = resident_bytes(peak=True)
+    return Memory((with_geometry - before) / 1e6, (peak - with_geometry) / 1e6)
 
 
 @functools.cache
-def peak_megabytes(case: Case, backend: str) -> float:
-    """`memory_of_one_call` in a fresh process."""
+def memory_needed(case: Case, backend: str) -> Memory:
+    """`memory_of_calls` in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         try:
-            return process.submit(memory_of_one_call, case, backend).result()
+            return process.submit(memory_of_calls, case, backend).result()
         except BrokenProcessPool as problem:
             raise ValueError(
                 f"The process that measures the memory of {backend} at {case.tokens} tokens was "
@@ -509,12 +545,12 @@ def measure_case(
     sdpa_milliseconds, times = time_in_turns(layer, Layer(sdpa_case), backends, repeats, after_step)
     sdpa_milliseconds *= growth**2
     del layer, truth
-    sdpa_megabytes = peak_megabytes(sdpa_case, SDPA) * growth
+    sdpa_megabytes = memory_needed(sdpa_case, SDPA).call * growth
     after_step()
     rows = []
     for name in backends:
         spent = times[name]
-        megabytes = peak_megabytes(case, name)
+        memory = memory_needed(case, name)
         after_step()
         building = max(0.0, spent.first_forward - spent.forward)
         rows.append(
@@ -530,8 +566,9 @@ def measure_case(
                 milliseconds=spent.call,
                 sdpa_milliseconds=sdpa_milliseconds,
                 geometry_ratio=None if name == DENSE_FORMULA else building / spent.forward,
-                peak_megabytes=megabytes,
-                peak_ratio=megabytes / sdpa_megabytes if sdpa_megabytes else None,
+                geometry_megabytes=memory.geometry,
+                peak_megabytes=memory.call,
+                peak_ratio=memory.call / sdpa_megabytes if sdpa_megabytes else None,
                 sdpa_extrapolated=growth > 1,
                 error=errors[name][0],
                 gradient_error=float(np.max(errors[name][1:])) if case.backward else None,
@@ -689,7 +726,7 @@ def table(rows: Sequence[PisaSpeed]) -> str:
     """The rows for people; `~` marks what rests on an extrapolated SDPA, `*` sampled errors."""
     backward = any(row.gradient_error is not None for row in rows)
     headings = ["tokens", "grid", "largest radius", "backend", "direction", "time/SDPA", "ms"]
-    headings += ["SDPA ms", "geometry/forward", "peak MB", "peak/SDPA", "error"]
+    headings += ["SDPA ms", "geometry/forward", "MB kept", "peak MB", "peak/SDPA", "error"]
     headings += ["gradient error"] if backward else []
     lines = [headings]
     for row in rows:
@@ -706,6 +743,7 @@ def table(rows: Sequence[PisaSpeed]) -> str:
                 f"{row.milliseconds:.1f}",
                 f"{about}{row.sdpa_milliseconds:.1f}",
                 "included" if row.geometry_ratio is None else f"{row.geometry_ratio:.2f}",
+                "-" if row.geometry_megabytes is None else f"{row.geometry_megabytes:.1f}",
                 f"{row.peak_megabytes:.1f}",
                 "-" if row.peak_ratio is None else f"{about}{row.peak_ratio:.2f}",
                 f"{row.error:.1e}{sampled}",
@@ -729,7 +767,7 @@ def protocol(case: Case, repeats: int, rows: Sequence[PisaSpeed]) -> str:
         "scaled_dot_product_attention (SDPA) of the same q, k, v in the same process.",
         "geometry/forward: time to build the geometry and its tables, once per picture and grid, "
         "as a multiple of one layer's forward.",
-        "Peak: memory for the geometry and one call on top of the inputs, "
+        "MB kept: memory of the geometry and its tables; peak MB: of one call on top of that, "
         + (
             "as torch allocates it on the GPU."
             if case.device == "cuda"

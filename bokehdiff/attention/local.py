@@ -52,11 +52,66 @@ class _Workspace:
             self._buffers[name] = self._like.new_empty(size)
         return self._buffers[name][:size].view(shape)
 
-    def gather(self, name: str, rows: Tensor, tokens: Tensor) -> Tensor:
-        """Return (planes, *tokens.shape, channels) of (planes, B N, channels)."""
-        taken = self.take(name, rows.shape[0], tokens.numel(), rows.shape[2])
-        torch.index_select(rows, 1, tokens.reshape(-1), out=taken)
-        return taken.view(rows.shape[0], *tokens.shape, rows.shape[2])
+
+class _Rows:
+    """Channels of tokens as rows of one table, wherever heads lie in memory.
+
+    A *plane* is what shares a geometry: all heads, and all images where one geometry serves them.
+
+    Attributes:
+        values: (B, H, N, channels).
+        starts: (planes,) row of each plane's first token.
+        step: rows from one token to the next, tokens being numbered through all images of a plane.
+        table: (rows, channels), a view of `values`.
+    """
+
+    def __init__(self, values: Tensor, geometry: PisaGeometry) -> None:
+        if not self._fits(values, geometry):
+            values = values.transpose(1, 2).contiguous().transpose(1, 2)
+        images, heads, tokens, channels = values.shape
+        per_image, per_head, self.step = (stride // channels for stride in values.stride()[:3])
+        images_of_planes = images if geometry.batch == 1 else 1
+        device = values.device
+        self.values = values
+        self.starts = (
+            torch.arange(images_of_planes, device=device)[:, None] * per_image
+            + torch.arange(heads, device=device) * per_head
+        ).view(-1)
+        rows = 1 + (images - 1) * per_image + (heads - 1) * per_head + (tokens - 1) * self.step
+        self.table = values.as_strided((rows, channels), (channels, 1))
+
+    @staticmethod
+    def _fits(values: Tensor, geometry: PisaGeometry) -> bool:
+        """Return whether rows of channels can be addressed as `_Rows` does."""
+        per_image, per_head, per_token, per_channel = values.stride()
+        channels = values.shape[3]
+        if per_channel != 1 or any(n % channels for n in (per_image, per_head, per_token)):
+            return False
+        return geometry.batch == 1 or per_image == geometry.token_count * per_token
+
+    @classmethod
+    def zeros_like(cls, rows: _Rows, geometry: PisaGeometry) -> _Rows:
+        """Return rows for a result, laid out in memory like an input."""
+        return cls(torch.zeros_like(rows.values), geometry)
+
+    def _numbers(self, planes: slice, tokens: Tensor) -> Tensor:
+        return (self.starts[planes, None] + tokens.reshape(-1) * self.step).view(-1)
+
+    def gather(self, planes: slice, tokens: Tensor, name: str, work: _Workspace) -> Tensor:
+        """Return (planes, *tokens.shape, channels)."""
+        numbers = self._numbers(planes, tokens)
+        taken = work.take(name, numbers.numel(), self.table.shape[1])
+        torch.index_select(self.table, 0, numbers, out=taken)
+        return taken.view(-1, *tokens.shape, self.table.shape[1])
+
+    def add(self, planes: slice, tokens: Tensor, values: Tensor) -> None:
+        """Add (planes, *tokens.shape, channels), the same bits every time; tokens may repeat."""
+        numbers, values = self._numbers(planes, tokens), values.reshape(-1, self.table.shape[1])
+        if values.device.type == "cpu":
+            self.table.index_add_(0, numbers, values)
+        else:
+            # index_add_ would add in any order there; this sorts first.
+            self.table.index_put_((numbers,), values, accumulate=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,23 +127,24 @@ class _Chunk:
 
 
 def _chunks(
-    geometry: PisaGeometry, q: Tensor, v: Tensor, work: _Workspace, tables: int
+    geometry: PisaGeometry, q: _Rows, v: _Rows, work: _Workspace, tables: int
 ) -> Iterator[_Chunk]:
     """Yield the whole work in pieces of a size that suits the device.
 
     Args:
         geometry: the geometry.
-        q, v: (planes, B N, channels).
+        q, v: the inputs.
         work: memory for log C.
         tables: how many tables of scores are held at a time.
     """
-    planes = q.shape[0]
-    tile = TILE_OF_THIN_LAYERS if planes * (q.shape[2] + v.shape[2]) <= THIN else TILE
+    planes, dtype = q.starts.numel(), q.values.dtype
+    channels = planes * (q.values.shape[3] + v.values.shape[3])
+    tile = TILE_OF_THIN_LAYERS if channels <= THIN else TILE
     scores = SCORES_PER_CHUNK * torch.get_num_threads()
-    if q.device.type != "cpu":
+    if q.values.device.type != "cpu":
         scores = SCORES_PER_CHUNK_ON_GPU
     scores //= tables
-    for group in plan_tiles(geometry, tile, q.dtype):
+    for group in plan_tiles(geometry, tile, dtype):
         tiles = max(1, min(group.tiles, scores // group.scores_per_tile))
         planes_at_once = max(1, scores // (tiles * group.scores_per_tile))
         for first in range(0, group.tiles, tiles):
@@ -98,7 +154,7 @@ def _chunks(
             visible_rays = group.compute_visible_rays(geometry, some, log_mask)
             visibility = None
             if visible_rays is not None:
-                visibility = geometry.visible_share(visible_rays).to(q.dtype)
+                visibility = geometry.visible_share(visible_rays).to(dtype)
             for plane in range(0, planes, planes_at_once):
                 yield _Chunk(
                     keys=group.keys[some],
@@ -110,66 +166,22 @@ def _chunks(
                 )
 
 
-def _planes(value: Tensor, geometry: PisaGeometry) -> Tensor:
-    """Return (planes, B N, channels) of (B, H, N, channels).
-
-    A geometry that serves a whole batch makes its images nothing but more heads.
-    """
-    if geometry.batch == 1:
-        return value.reshape(-1, *value.shape[2:])
-    return value.transpose(0, 1).reshape(value.shape[1], -1, value.shape[3])
-
-
-def _images(planes: Tensor, geometry: PisaGeometry, shape: torch.Size) -> Tensor:
-    """Return (B, H, N, channels), the reverse of `_planes`."""
-    if geometry.batch == 1:
-        return planes.view(*shape[:3], -1)
-    return planes.view(shape[1], shape[0], shape[2], -1).transpose(0, 1)
-
-
-def _add_rows(rows: Tensor, tokens: Tensor, values: Tensor) -> None:
-    """Add (planes, *tokens.shape, channels) to (planes, B N, channels), the same bits every time.
-
-    Tokens may repeat.
-    """
-    values = values.view(rows.shape[0], -1, rows.shape[2])
-    if rows.device.type == "cpu":
-        rows.index_add_(1, tokens.reshape(-1), values)
-    else:
-        # index_add_ would add in any order there; this sorts first.
-        everything = torch.arange(rows.shape[0], device=rows.device)[:, None]
-        rows.index_put_((everything, tokens.reshape(1, -1)), values, accumulate=True)
-
-
-def _weights(chunk: _Chunk, keys: Tensor, queries: Tensor, work: _Workspace) -> Tensor:
-    """Return A^(QC) (planes, tiles, keys, reached): each key's weights over its queries."""
-    weights = work.take("weights", *keys.shape[:3], queries.shape[2])
-    torch.bmm(keys.flatten(0, 1), queries.flatten(0, 1).mT, out=weights.flatten(0, 1))
-    weights += chunk.log_mask
-    return torch.softmax(weights, -1, out=weights)
-
-
 def forward(
     q: Tensor, k: Tensor, v: Tensor, geometry: PisaGeometry, scale: float
 ) -> tuple[Tensor, None]:
     """Return (B, H, N, dv) like `pisa_attention_reference`, for float32 or float64."""
-    shape = q.shape
-    q, k, v = _planes(q, geometry), _planes(k, geometry), _planes(v, geometry)
-    out = torch.zeros_like(v)
     work = _Workspace(q)
-    for chunk in _chunks(geometry, q, v, work, tables=1):
-        queries = work.gather("queries", q[chunk.planes], chunk.queries)
-        keys = work.gather("keys", k[chunk.planes], chunk.keys).mul_(scale)
-        values = work.gather("values", v[chunk.planes], chunk.keys)
-        if chunk.emits is not None:
-            values *= chunk.emits[..., None]
+    of_q, of_k, of_v = (_Rows(value, geometry) for value in (q, k, v))
+    out = _Rows.zeros_like(of_v, geometry)
+    for chunk in _chunks(geometry, of_q, of_v, work, tables=1):
+        queries, keys, values = _gather(chunk, of_q, of_k, of_v, scale, work)
         weights = _weights(chunk, keys, queries, work)
         if chunk.visibility is not None:
             weights *= chunk.visibility
-        received = work.take("received", *queries.shape[:3], v.shape[2])
+        received = work.take("received", *queries.shape[:3], values.shape[3])
         torch.bmm(weights.flatten(0, 1).mT, values.flatten(0, 1), out=received.flatten(0, 1))
-        _add_rows(out[chunk.planes], chunk.queries, received)
-    return _images(out, geometry, shape), None
+        out.add(chunk.planes, chunk.queries, received)
+    return out.values, None
 
 
 def backward(
@@ -184,57 +196,68 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the gradients of q, k, v and, if wanted, the radius (B, N).
 
-    The weights P are computed again. With W = P M and dV = W dO, the gradient of the scores is
-    dS = P (M (V dO) - V dV): the softmax runs over queries, so its correction is one product per
-    key.
+    The weights P are computed again. With dP = M (V dO^T), the gradient of the scores is
+    dS = P (dP - sum P dP), the sum running over the queries of a key like the softmax.
     """
-    shape = q.shape
-    q, k, v = _planes(q, geometry), _planes(k, geometry), _planes(v, geometry)
-    grad_out = _planes(grad_out, geometry)
-    grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    grad_radius = torch.zeros_like(geometry.radius, dtype=q.dtype) if wants_radius else None
     work = _Workspace(q)
-    for chunk in _chunks(geometry, q, v, work, tables=2):
-        queries = work.gather("queries", q[chunk.planes], chunk.queries)
-        keys = work.gather("keys", k[chunk.planes], chunk.keys).mul_(scale)
-        values = work.gather("values", v[chunk.planes], chunk.keys)
-        if chunk.emits is not None:
-            values *= chunk.emits[..., None]
+    of_q, of_k, of_v, of_out = (_Rows(value, geometry) for value in (q, k, v, grad_out))
+    grad_q, grad_k, grad_v = (_Rows.zeros_like(rows, geometry) for rows in (of_q, of_k, of_v))
+    grad_radius = torch.zeros_like(geometry.radius, dtype=q.dtype) if wants_radius else None
+    for chunk in _chunks(geometry, of_q, of_v, work, tables=2):
+        queries, keys, values = _gather(chunk, of_q, of_k, of_v, scale, work)
         weights = _weights(chunk, keys, queries, work)
-        received = work.gather("received", grad_out[chunk.planes], chunk.queries)
+        received = of_out.gather(chunk.planes, chunk.queries, "received", work)
 
         arriving = weights
         if chunk.visibility is not None:
             arriving = work.take("arriving", *weights.shape)
             torch.mul(weights, chunk.visibility, out=arriving)
-        grad_values = work.take("grad values", *values.shape)
+        grad_values = work.take("grad of keys", *values.shape)
         torch.bmm(arriving.flatten(0, 1), received.flatten(0, 1), out=grad_values.flatten(0, 1))
-        correction = (grad_values * values).sum(-1, keepdim=True)
+        if chunk.emits is not None:
+            grad_values *= chunk.emits[..., None]
+        grad_v.add(chunk.planes, chunk.keys, grad_values)
 
         grad_scores = work.take("arriving", *weights.shape)
         torch.bmm(values.flatten(0, 1), received.flatten(0, 1).mT, out=grad_scores.flatten(0, 1))
         if chunk.visibility is not None:
             grad_scores *= chunk.visibility
-        grad_scores -= correction
+        # sum P dP, not the equal V . dV: it cancels to the last bit where a key keeps its light.
         grad_scores *= weights
+        grad_scores.addcmul_(weights, grad_scores.sum(-1, keepdim=True), value=-1)
 
-        if chunk.emits is not None:
-            grad_values *= chunk.emits[..., None]
-        _add_rows(grad_v[chunk.planes], chunk.keys, grad_values)
-        grad_keys = work.take("grad values", *keys.shape)
+        grad_keys = work.take("grad of keys", *keys.shape)
         torch.bmm(grad_scores.flatten(0, 1), queries.flatten(0, 1), out=grad_keys.flatten(0, 1))
-        _add_rows(grad_k[chunk.planes], chunk.keys, grad_keys.mul_(scale))
+        grad_k.add(chunk.planes, chunk.keys, grad_keys.mul_(scale))
         grad_queries = work.take("queries", *queries.shape)
         torch.bmm(grad_scores.flatten(0, 1).mT, keys.flatten(0, 1), out=grad_queries.flatten(0, 1))
-        _add_rows(grad_q[chunk.planes], chunk.queries, grad_queries)
+        grad_q.add(chunk.planes, chunk.queries, grad_queries)
         if grad_radius is not None:
             # d log C / d radius = slope (1 - C)
             outside = (1 - chunk.log_mask.exp()) * geometry.slope
             grad_tile = (grad_scores.sum(0) * outside).sum(-1)
-            _add_rows(grad_radius.view(1, -1, 1), chunk.keys, grad_tile)
-    return (
-        _images(grad_q, geometry, shape),
-        _images(grad_k, geometry, shape),
-        _images(grad_v, geometry, shape),
-        grad_radius,
-    )
+            grad_radius.view(-1).index_add_(0, chunk.keys.view(-1), grad_tile.view(-1))
+    return grad_q.values, grad_k.values, grad_v.values, grad_radius
+
+
+def _gather(
+    chunk: _Chunk, q: _Rows, k: _Rows, v: _Rows, scale: float, work: _Workspace
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries (planes, tiles, reached, d), scaled keys and values (planes, tiles, keys, d).
+
+    Values of keys that emit nothing are 0.
+    """
+    queries = q.gather(chunk.planes, chunk.queries, "queries", work)
+    keys = k.gather(chunk.planes, chunk.keys, "keys", work).mul_(scale)
+    values = v.gather(chunk.planes, chunk.keys, "values", work)
+    if chunk.emits is not None:
+        values *= chunk.emits[..., None]
+    return queries, keys, values
+
+
+def _weights(chunk: _Chunk, keys: Tensor, queries: Tensor, work: _Workspace) -> Tensor:
+    """Return A^(QC) (planes, tiles, keys, reached): each key's weights over its queries."""
+    weights = work.take("weights", *keys.shape[:3], queries.shape[2])
+    torch.bmm(keys.flatten(0, 1), queries.flatten(0, 1).mT, out=weights.flatten(0, 1))
+    weights += chunk.log_mask
+    return torch.softmax(weights, -1, out=weights)

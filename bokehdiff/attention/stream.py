@@ -118,7 +118,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the gradients of q, k, v and, if wanted, the radius (B, N).
 
-    With W = P M and dV = W dO, the gradient of the scores is dS = P (M (V dO) - V dV).
+    With dP = M (V dO^T), the gradient of the scores is dS = P (dP - sum P dP), the sum running over
+    the queries of a key like the softmax.
     """
     grad_q = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     grad_k, grad_v = torch.empty_like(grad_q), torch.empty_like(v)
@@ -130,8 +131,8 @@ def backward(
         visibility = 1.0 if chunk.visibility is None else chunk.visibility
         grad_v[of_keys] = (weights * visibility) @ grad_out[of_queries]
         grad_scores = (v[of_keys] @ grad_out[of_queries].mT) * visibility
-        grad_scores -= (v[of_keys] * grad_v[of_keys]).sum(-1, keepdim=True)
         grad_scores *= weights
+        grad_scores -= weights * grad_scores.sum(-1, keepdim=True)
         grad_k[of_keys] = scale * (grad_scores @ q[of_queries])
         grad_q[of_queries] += scale * (grad_scores.mT @ k[of_keys])
         if grad_radius is not None:
