@@ -35,7 +35,8 @@ def pisa_attention(
     Args:
         q, k: (B, H, N, d), tokens row-major on the grid of `geometry`.
         v: (B, H, N, dv).
-        geometry: of B images, or of one that serves all.
+        geometry: of B images, of one that serves all, or of a part of B images that follow one
+            another several times, as classifier-free guidance stacks them.
         scale: factor of q k^T, by default 1 / sqrt(d).
         backend: all compute the same. `reference` is dense, of order N^2; `stream` too, in memory
             of order N; `local` is of order N times the area of the circles; `flex` and `triton`
@@ -51,6 +52,8 @@ def pisa_attention(
         ValueError: when shapes do not agree, or the backend cannot do what the geometry asks.
     """
     _check_shapes(q, k, v, geometry)
+    batch = q.shape[0]
+    q, k, v = (_repeats_as_heads(value, geometry) for value in (q, k, v))
     if backend == "auto":
         backend = "reference" if dropout else choose_backend(geometry, q, v).backend
     reason = refusal(backend, geometry, q, v)
@@ -66,7 +69,7 @@ def pisa_attention(
             out = pisa_attention_reference(q, k, v, geometry, scale, dropout, generator)
         else:
             out, _ = _Attention.apply(q, k, v, geometry.radius, geometry, scale, backend)
-    return out.to(dtype)
+    return _heads_as_repeats(out.to(dtype), batch)
 
 
 def pisa_attention_gradients(
@@ -79,6 +82,8 @@ def pisa_attention_gradients(
     backend: Backend,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v, given that of what `pisa_attention` returns."""
+    batch = q.shape[0]
+    grad_out, q, k, v = (_repeats_as_heads(value, geometry) for value in (grad_out, q, k, v))
     if backend == "auto":
         backend = choose_backend(geometry, q, v).backend
     dtypes = [value.dtype for value in (q, k, v)]
@@ -93,7 +98,25 @@ def pisa_attention_gradients(
             grad_q, grad_k, grad_v, _ = _gradients(
                 grad_out, q, k, v, None, geometry, scale, backend, False
             )
-    return grad_q.to(dtypes[0]), grad_k.to(dtypes[1]), grad_v.to(dtypes[2])
+    grad_q, grad_k, grad_v = (
+        _heads_as_repeats(gradient.to(dtype), batch)
+        for gradient, dtype in zip((grad_q, grad_k, grad_v), dtypes, strict=True)
+    )
+    return grad_q, grad_k, grad_v
+
+
+def _repeats_as_heads(value: Tensor, geometry: PisaGeometry) -> Tensor:
+    """Return (images, heads, ...): a batch that repeats its images has only more heads."""
+    if geometry.batch in (1, value.shape[0]):
+        return value
+    return value.unflatten(0, (-1, geometry.batch)).transpose(0, 1).flatten(1, 2)
+
+
+def _heads_as_repeats(value: Tensor, batch: int) -> Tensor:
+    """Return (batch, heads, ...), the reverse of `_repeats_as_heads`."""
+    if value.shape[0] == batch:
+        return value
+    return value.unflatten(1, (batch // value.shape[0], -1)).transpose(0, 1).flatten(0, 1)
 
 
 def _working_precision(
@@ -277,7 +300,8 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, geometry: PisaGeometry) -> No
             f"q has {q.shape[2]} tokens but the geometry is {geometry.height} x {geometry.width} = "
             f"{geometry.token_count}; build the geometry for this layer's grid."
         )
-    if geometry.batch not in (1, q.shape[0]):
+    if q.shape[0] % geometry.batch:
         raise ValueError(
-            f"q has batch {q.shape[0]} but the geometry was built for {geometry.batch} images."
+            f"q has batch {q.shape[0]} but the geometry was built for {geometry.batch} images; "
+            "give as many, or a multiple."
         )

@@ -133,6 +133,17 @@ def test_batch_of_one_equals_batch_of_many(backend: str) -> None:
         assert torch.allclose(alone, together[one], atol=1e-13)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_guidance_repeats_the_images(backend: str) -> None:
+    """A batch [a, b, a, b] needs the geometry of a and b only."""
+    coc, disparity = _radii(7, 9, 2.5, batch=2), torch.rand(2, 1, 14, 18)
+    geometry = PisaGeometry.build(coc, disparity)
+    stacked = PisaGeometry.build(coc.repeat(2, 1, 1, 1), disparity.repeat(2, 1, 1, 1))
+    q, k, v = (_random(4, 2, 63, 4, seed=seed) for seed in range(3))
+    expected = pisa_attention(q, k, v, stacked, backend=backend)
+    assert torch.allclose(pisa_attention(q, k, v, geometry, backend=backend), expected, atol=1e-13)
+
+
 def test_auto_is_exact_for_sharp_and_soft_edges() -> None:
     q, k, v = (_random(1, 1, 120, 4, seed=seed) for seed in range(3))
     for hardness in (1.0, 3.0, 1e6):
