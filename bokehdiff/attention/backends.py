@@ -102,14 +102,14 @@ def choose_backend(
     """Return the backend that `auto` takes, for given inputs or in general.
 
     The estimate of the work is the share of the N^2 pairs of tokens that must be looked at: those
-    of each tile of 8 x 8 keys with the queries that the largest circle of the tile reaches.
+    of each tile of keys with the queries that the largest circle of the tile reaches.
     """
     refused = {
         name: reason for name, reason in available_backends(geometry, q, v).items() if reason
     }
     if "local" in refused:
         return BackendChoice("reference", "only the dense formula can do this.", 1.0, refused)
-    share = pair_share(geometry)
+    share = pair_share(geometry, q, v)
     linked = f"light may link {share:.1%} of the pairs of {geometry.token_count} tokens"
     device = geometry.radius.device if q is None else q.device
     if device.type == "cuda" and "triton" not in refused and share < MOST_SPARSE_SHARE:

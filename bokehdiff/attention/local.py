@@ -23,15 +23,28 @@ TILE = 8
 TILE_OF_THIN_LAYERS = 4
 """Likewise where there are few channels to gather."""
 THIN = 64
-"""Channels of q and v in all heads up to which a layer is thin."""
+"""Channels of q and v in all heads and images that share a geometry, up to which it is thin."""
 SCORES_PER_CHUNK = 1 << 18
 """Scores that a CPU thread works on at a time: what stays in its cache."""
 SCORES_PER_CHUNK_ON_GPU = 1 << 26
 
 
-def pair_share(geometry: PisaGeometry) -> float:
-    """Return which share of the N^2 pairs of tokens this backend works on, from 0 to 1."""
-    groups = group_tiles(geometry, TILE)
+def tile_side(channels: int) -> int:
+    """Return rows and columns of tiles for so many channels of q and v in all that share them."""
+    return TILE_OF_THIN_LAYERS if channels <= THIN else TILE
+
+
+def pair_share(geometry: PisaGeometry, q: Tensor | None = None, v: Tensor | None = None) -> float:
+    """Return which share of the N^2 pairs of tokens this backend works on, from 0 to 1.
+
+    Args:
+        geometry: the geometry.
+        q, v: inputs, of which only the shapes count; without them, those of a wide layer.
+    """
+    tile = TILE
+    if q is not None and v is not None:
+        tile = tile_side(q[..., 0, 0].numel() // geometry.batch * (q.shape[3] + v.shape[3]))
+    groups = group_tiles(geometry, tile)
     pairs = sum(group.tiles * group.scores_per_tile for group in groups)
     return min(1.0, pairs / (geometry.token_count**2 * geometry.batch))
 
@@ -138,8 +151,7 @@ def _chunks(
         tables: how many tables of scores are held at a time.
     """
     planes, dtype = q.starts.numel(), q.values.dtype
-    channels = planes * (q.values.shape[3] + v.values.shape[3])
-    tile = TILE_OF_THIN_LAYERS if channels <= THIN else TILE
+    tile = tile_side(planes * (q.values.shape[3] + v.values.shape[3]))
     scores = SCORES_PER_CHUNK * torch.get_num_threads()
     if q.values.device.type != "cpu":
         scores = SCORES_PER_CHUNK_ON_GPU
