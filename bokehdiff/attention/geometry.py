@@ -404,7 +404,7 @@ class PisaGeometry(GraphOwner):
             return out.copy_(log_soft_mask(radius, distance, self.slope, cutoff))
         # In place: new memory is what would cost most here.
         torch.sub(distance, radius, out=out)
-        out.mul_(self.slope).clamp_(max=_LARGEST_EXPONENT).exp_().log1p_().neg_()
+        out.mul_(self.slope).clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT).exp_().log1p_().neg_()
         return torch.threshold_(out, math.log(cutoff), -math.inf)
 
     def visible_rays_of_pairs(
@@ -487,10 +487,15 @@ class PisaGeometry(GraphOwner):
         """
         if self.token_disparity is None:
             return torch.zeros_like(key, dtype=torch.bool)
-        nearest = self._nearest(within_circles).amax(2).reshape(-1)
-        hindered = keys_at_risk(self, self.token_disparity.reshape(-1), nearest)
-        if self.emitters is not None:
-            hindered &= self.emitters.reshape(-1)
+        name = f"hindered_within_circles_{within_circles}"
+        hindered = self._derived.get(name)
+        if hindered is None:
+            nearest = self._nearest(within_circles).amax(2).reshape(-1)
+            hindered = keys_at_risk(self, self.token_disparity.reshape(-1), nearest)
+            if self.emitters is not None:
+                hindered &= self.emitters.reshape(-1)
+            self._derived[name] = hindered
+        assert isinstance(hindered, Tensor)
         return hindered[key]
 
     def _nearest(self, within_circles: bool) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .geometry import PisaGeometry
 
-SCORES_PER_STEP = 1 << 16
+SCORES_PER_STEP = 1 << 17
 """Pairs of tokens whose log C is computed at a time."""
 PADDING = 1.1
 """Tiles worked on together may reach this many times as many queries as the least of them."""
@@ -199,20 +199,22 @@ def _groups(geometry: PisaGeometry, tile: int) -> Iterator[TileGroup]:
     bottom, right = tiles.top + tiles.sides[0] + halo_y, tiles.left + tiles.sides[1] + halo_x
     within = (tiles.top >= halo_y) & (bottom <= geometry.height)
     within &= (tiles.left >= halo_x) & (right <= geometry.width)
+    alone = torch.ones_like(within)
     if geometry.config.token_spacing is None:
         within.zero_()  # the authors' roundings make distances differ from place to place
 
     for hindered in (False, True):
-        others = tiles.hindered == hindered
-        reaches, counts = reach[within & others].unique(return_counts=True)
+        these = within & (tiles.hindered == hindered)
+        reaches, counts = reach[these].unique(return_counts=True)
         for common in reaches[counts >= FEWEST_ALIKE].tolist():
-            alike = within & others & (reach == common)
-            others &= ~alike
+            alike = these & (reach == common)
+            within &= ~alike
+            alone &= ~alike
             some = alike.nonzero().squeeze(1)
             step_y, step_x, _ = _steps_within(geometry, tiles.sides, common)
             queries = tiles.keys[some, :1] + (step_y * geometry.width + step_x)
             yield tiles.group(some, queries, None, alike=True, hindered=hindered)
-        yield from _ragged_groups(geometry, tiles, others.nonzero().squeeze(1), hindered)
+    yield from _ragged_groups(geometry, tiles, alone.nonzero().squeeze(1))
 
 
 def _steps_within(
@@ -237,9 +239,7 @@ def _steps_within(
     return dy[row], dx[column], squared[row, column]
 
 
-def _ragged_groups(
-    geometry: PisaGeometry, tiles: _Tiles, wanted: Tensor, hindered: bool
-) -> Iterator[TileGroup]:
+def _ragged_groups(geometry: PisaGeometry, tiles: _Tiles, wanted: Tensor) -> Iterator[TileGroup]:
     """Yield groups of the wanted tiles, each with a list of its own.
 
     Lists are filled up to the longest of each group.
@@ -249,18 +249,19 @@ def _ragged_groups(
     owner, queries = _queries_in_reach(geometry, tiles, wanted)
     length = owner.bincount(minlength=tiles.reach.numel())
     start = length.cumsum(0) - length
-    lengths = length[wanted].unique().tolist()
-    while lengths:
-        shortest = lengths[0]
-        longest = max(n for n in lengths if n <= max(shortest * PADDING, shortest + 16))
-        lengths = [n for n in lengths if n > longest]
-        some = wanted[(length[wanted] >= shortest) & (length[wanted] <= longest)]
-        place = torch.arange(longest, device=owner.device).expand(some.numel(), -1)
-        place = place.masked_fill(place >= length[some, None], 0)
-        reached = None if shortest == longest else length[some]
-        yield tiles.group(
-            some, queries[start[some, None] + place], reached, alike=False, hindered=hindered
-        )
+    for hindered in (False, True):
+        members = wanted[tiles.hindered[wanted] == hindered]
+        lengths = length[members].unique().tolist()
+        while lengths:
+            shortest = lengths[0]
+            longest = max(n for n in lengths if n <= max(shortest * PADDING, shortest + 16))
+            lengths = [n for n in lengths if n > longest]
+            some = members[(length[members] >= shortest) & (length[members] <= longest)]
+            place = torch.arange(longest, device=owner.device).expand(some.numel(), -1)
+            place = place.masked_fill(place >= length[some, None], 0)
+            reached = None if shortest == longest else length[some]
+            of_lists = queries[start[some, None] + place]
+            yield tiles.group(some, of_lists, reached, alike=False, hindered=hindered)
 
 
 def _queries_in_reach(

@@ -166,6 +166,8 @@ def nearest_around_samples(geometry: PisaGeometry) -> Tensor:
     across, along = 2 * reach[0] + 1, 2 * reach[1] + 1
     widened = F.max_pool2d(scene, (1, across), stride=1, padding=(0, reach[0]))
     widened = F.max_pool2d(widened, (along, 1), stride=1, padding=(reach[1], 0))[:, 0]
+    # Interpolation may round to a little more than the largest of what it interpolates.
+    widened = widened * (1 + 1e-5)
     geometry._derived["nearest_around_samples"] = widened
     return widened
 

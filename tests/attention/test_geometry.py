@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bokehdiff.attention import PisaConfig, PisaGeometry
+from bokehdiff.attention import PisaConfig, PisaGeometry, visibility
 from bokehdiff.attention.geometry import log_soft_mask
 from bokehdiff.attention.visibility import jitter_table
 
@@ -80,6 +80,34 @@ def test_skipping_harmless_samples_changes_nothing(preset: str) -> None:
     assert (rays[coc_of_pairs] < geometry.config.supersampling).any()
     assert torch.equal(rays[coc_of_pairs], quick[coc_of_pairs])
     assert torch.equal(geometry.visible_share(rays), geometry.visibility()[0].mT)
+
+
+@pytest.mark.parametrize("preset", ["paper", "official_weights"])
+@pytest.mark.parametrize("supersampling", [1, 4])
+@pytest.mark.parametrize("samples_per_token", [1, 2, 3])
+def test_skipping_samples_with_nothing_near_changes_nothing(
+    preset: str, supersampling: int, samples_per_token: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, columns = 9 * samples_per_token, 14 * samples_per_token
+    generator = torch.Generator().manual_seed(samples_per_token)
+    disparity = 0.5 * torch.rand(1, 1, rows, columns, generator=generator)
+    disparity[:, :, ::5, ::4] = 0.95
+    config = PisaConfig.preset(
+        preset,
+        supersampling=supersampling,
+        occlusion_map_scale=samples_per_token,
+        sample_depth="key",
+        resample_occlusion_map=False,
+    )
+    coc = torch.ones(1, 1, 9, 14)
+    quick = PisaGeometry.build(coc, disparity, config=config).visibility()
+    monkeypatch.setattr(
+        visibility,
+        "nearest_around_samples",
+        lambda geometry: torch.full_like(geometry.occlusion_map[:, 0], math.inf),
+    )
+    assert torch.equal(quick, PisaGeometry.build(coc, disparity, config=config).visibility())
+    assert 0.05 < quick.mean() < 0.95
 
 
 @pytest.mark.parametrize("hardness", [1.0, 3.0, 1e6])
