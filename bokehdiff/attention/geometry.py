@@ -116,7 +116,7 @@ class PisaGeometry(GraphOwner):
     generator: torch.Generator | None = None
     byte_budget: int = DEFAULT_BYTE_BUDGET
     # Derived tables, filled on first use; they never change what is computed.
-    _derived: dict[str, object] = field(default_factory=dict, repr=False)
+    _derived: dict[str, object] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.take_handle()
@@ -291,7 +291,7 @@ class PisaGeometry(GraphOwner):
             for name in ("radius", "token_disparity", "occlusion_map", "emitters")
             if (value := getattr(self, name)) is not None
         }
-        return dataclasses.replace(self, **moved, _derived={})
+        return dataclasses.replace(self, **moved)
 
     # -- dense tables, for the reference backend ---------------------------------------------------
 
@@ -320,8 +320,10 @@ class PisaGeometry(GraphOwner):
 
     def log_soft_mask(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return log C (B, N queries, N keys)."""
-        radius = self.radius.to(dtype)[:, None, :]
-        return log_soft_mask(radius, self.distances(dtype), self.slope, self.config.cutoff)
+        precision = self.precision_of_distances(dtype)
+        radius = self.radius.to(precision)[:, None, :]
+        distance = self.distances(precision)
+        return log_soft_mask(radius, distance, self.slope, self.config.cutoff).to(dtype)
 
     def visibility(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return M (B, N queries, N keys) in [0, 1]: the share of rays that arrive (Eq. 8-9).
@@ -387,23 +389,33 @@ class PisaGeometry(GraphOwner):
             key, query: numbers in the whole batch, `image * N + token`; they broadcast.
             dtype: of the result.
         """
-        distance = self.distances_of_pairs(key, query, dtype)
-        return self.log_mask_at(key, distance, distance)
+        distance = self.distances_of_pairs(key, query, self.precision_of_distances(dtype))
+        return self.log_mask_at(key, distance, torch.empty_like(distance, dtype=dtype))
+
+    def precision_of_distances(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the precision in which distances must be known for a mask of this dtype.
+
+        The edge's slope multiplies their error. Only the authors' roundings are kept as they are.
+        """
+        return dtype if self.config.token_spacing is None else torch.float64
 
     def log_mask_at(self, key: Tensor, distance: Tensor, out: Tensor) -> Tensor:
         """Return log C of keys at distances from them: `log_soft_mask`, written to `out`.
 
         Args:
             key: numbers in the whole batch; broadcasts against `distance`.
-            distance: in units.
-            out: memory for the result; may be `distance`.
+            distance: in units, in the precision of `precision_of_distances`; overwritten.
+            out: memory for the result.
         """
         radius = self.radius.detach().to(out.dtype).reshape(-1)[key]
         cutoff = self.config.cutoff
         if cutoff < math.exp(-_LARGEST_EXPONENT):
             return out.copy_(log_soft_mask(radius, distance, self.slope, cutoff))
         # In place: new memory is what would cost most here.
-        torch.sub(distance, radius, out=out)
+        rounded = distance.to(out.dtype)
+        torch.sub(rounded, radius, out=out)
+        if distance.dtype != out.dtype:
+            out += distance.sub_(rounded).to(out.dtype)
         out.mul_(self.slope).clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT).exp_().log1p_().neg_()
         return torch.threshold_(out, math.log(cutoff), -math.inf)
 

@@ -145,9 +145,11 @@ def _gradients(
     q, k, v = _working_precision(kernel, q, k, v)
     if kernel not in NATIVE_PRECISION:
         grad_out = grad_out.to(v.dtype)
-    gradients: tuple[Tensor, Tensor, Tensor, Tensor | None] = kernels(kernel).backward(
-        grad_out, q, k, v, log_normaliser, geometry, scale, wants_radius
-    )
+    # Backward passes may run inside an autocast that the forward pass had switched off.
+    with torch.autocast(q.device.type, enabled=False):
+        gradients: tuple[Tensor, Tensor, Tensor, Tensor | None] = kernels(kernel).backward(
+            grad_out, q, k, v, log_normaliser, geometry, scale, wants_radius
+        )
     return gradients
 
 

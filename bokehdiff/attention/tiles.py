@@ -73,7 +73,9 @@ class TileGroup:
             return self.log_mask[some]
         measured = slice(0, 1) if self.alike else some
         distance = geometry.distances_of_pairs(
-            self.keys[measured, :, None], self.queries[measured, None], out.dtype
+            self.keys[measured, :, None],
+            self.queries[measured, None],
+            geometry.precision_of_distances(out.dtype),
         )
         geometry.log_mask_at(self.keys[some, :, None], distance, out)
         if self.reached is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,6 @@ def jitter_table(config: PisaConfig, *entries: int) -> Tensor:
     The others are stratified: random points of an additive low-discrepancy sequence, which fill
     the token evenly for any number of rays. The same config gives the same table.
     """
-    generator = torch.Generator().manual_seed(config.seed)
     table = torch.zeros(config.supersampling, *entries, 2)
     rays = config.supersampling - 1
     if rays:
@@ -29,8 +29,11 @@ def jitter_table(config: PisaConfig, *entries: int) -> Tensor:
         ratio = 1.32471795724474602596
         steps = torch.tensor([1 / ratio, 1 / ratio**2], dtype=torch.float64)
         counts = torch.arange(rays, dtype=torch.float64).view(rays, *([1] * len(entries)), 1)
-        start = torch.rand(*entries, 2, generator=generator, dtype=torch.float64)
-        table[1:] = ((start + counts * steps) % 1.0 - 0.5) * config.jitter_width
+        # Not torch's numbers: torch.func would take them for noise that differs between calls.
+        numbers = random.Random(config.seed)
+        start = [numbers.random() for _ in range(2 * math.prod(entries))]
+        start_of_entries = torch.tensor(start, dtype=torch.float64).view(*entries, 2)
+        table[1:] = ((start_of_entries + counts * steps) % 1.0 - 0.5) * config.jitter_width
     return table
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from bokehdiff.attention import PisaConfig, PisaGeometry, visibility
-from bokehdiff.attention.geometry import log_soft_mask
 from bokehdiff.attention.visibility import jitter_table
 
 
@@ -118,9 +117,7 @@ def test_mask_of_pairs_is_the_soft_mask(hardness: float, dtype: torch.dtype) -> 
     geometry = PisaGeometry.build(coc, hardness=hardness)
     number = torch.arange(2 * 204).view(2, 204)
     mask = geometry.log_mask_of_pairs(number[:, None], number[..., None], dtype)
-    expected = log_soft_mask(
-        geometry.radius[:, None], geometry.distances(dtype), geometry.slope, geometry.config.cutoff
-    )
+    expected = geometry.log_soft_mask(dtype)
     assert torch.equal(mask.isinf(), expected.isinf()) and (hardness == 1 or mask.isinf().any())
     tolerance = 8 * torch.finfo(dtype).eps
     assert torch.allclose(mask, expected, rtol=tolerance, atol=tolerance)

@@ -19,9 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bokehdiff.attention import PisaConfig, PisaGeometry
+from bokehdiff.attention import PisaAttnProcessor, PisaConfig, PisaContext, PisaGeometry
 from bokehdiff.attention import triton as kernels
 from bokehdiff.attention.reference import pisa_attention_reference
+from tests import test_goldens_pisa as recordings
 
 pytest.importorskip("triton")
 
@@ -346,3 +347,19 @@ def test_heads_too_wide_for_the_gpu() -> None:
     geometry = _scene((4, 4), 1.0).to("cuda")
     q = torch.zeros(1, 1, 16, 1024, device="cuda")
     assert "KiB of shared memory" in str(kernels.supports(geometry, q, q))
+
+
+@interpreted
+@pytest.mark.parametrize("name", recordings._names(jittered=False))
+def test_golden_output(name: str) -> None:
+    """The authors' recorded outputs, through a diffusers layer.
+
+    The plan's log C comes from float64, so it lacks the roundings of the authors' distances, which
+    the edge's slope multiplies by up to 16.
+    """
+    case = recordings.Case(name)
+    context = PisaContext(case.config, backend="triton")
+    case.attention.set_processor(PisaAttnProcessor(context))
+    with torch.no_grad():
+        output = case.attention(case.hidden_states, disp_coc=case.disp_coc)
+    assert (output - case.recorded["output"]).abs().max() <= 1e-4
