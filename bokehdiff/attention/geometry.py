@@ -397,7 +397,12 @@ class PisaGeometry(GraphOwner):
 
         The edge's slope multiplies their error. Only the authors' roundings are kept as they are.
         """
-        return dtype if self.config.token_spacing is None else torch.float64
+        return dtype if self.config.token_spacing is None else self.widest_dtype
+
+    @property
+    def widest_dtype(self) -> torch.dtype:
+        """Return float64, or float32 on a device that has nothing wider."""
+        return torch.float32 if self.radius.device.type == "mps" else torch.float64
 
     def log_mask_at(self, key: Tensor, distance: Tensor, out: Tensor) -> Tensor:
         """Return log C of keys at distances from them: `log_soft_mask`, written to `out`.

@@ -207,6 +207,9 @@ class PisaAttnProcessor:
 
     It has no parameters and no state but the shared context. Cross-attention is left as it is.
 
+    For `torch.compile(unet, fullgraph=True)` give the scene to the context: of keywords that only
+    these layers know, diffusers warns in all others, and a warning breaks the graph.
+
     Args:
         context: settings and scene; None for layers that are always given `pisa_geometry`.
     """

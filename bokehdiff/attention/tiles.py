@@ -232,7 +232,7 @@ def _steps_within(
     dy = torch.arange(-halo_y, sides[0] + halo_y, device=device)
     dx = torch.arange(-halo_x, sides[1] + halo_x, device=device)
     away_y, away_x = (
-        (torch.maximum(-d, d - side + 1).clamp(min=0).double() * spacing).square()
+        (torch.maximum(-d, d - side + 1).clamp(min=0).to(geometry.widest_dtype) * spacing).square()
         for d, side, spacing in zip((dy, dx), sides, geometry.spacing, strict=True)
     )
     squared = away_y[:, None] + away_x
@@ -273,7 +273,8 @@ def _queries_in_reach(
     height, width = geometry.height, geometry.width
     shortest = min(geometry.spacing)
     # Tiles of like reach look at windows of one size; a little wider does no harm.
-    reach = tiles.reach[wanted].double().clamp(max=4.0 * max(height, width) * shortest)
+    reach = tiles.reach[wanted].clamp(max=4.0 * max(height, width) * shortest)
+    reach = reach.to(geometry.widest_dtype)
     halo = (reach / shortest).ceil()
     grain = (halo / 8).floor().clamp(min=1)
     halo = (halo / grain).ceil() * grain * shortest
