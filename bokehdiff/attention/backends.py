@@ -155,20 +155,24 @@ def triton_failure(device: torch.device) -> str | None:
     """
     from .pisa import pisa_attention
 
-    generator = torch.Generator().manual_seed(0)
-    coc = 3 * torch.rand(1, 1, 12, 12, generator=generator)
-    disparity = 0.9 * torch.rand(1, 1, 24, 24, generator=generator)
-    geometry = PisaGeometry.build(coc.to(device), disparity.to(device))
-    q, k, v, weight = torch.randn(4, 1, 2, 144, 64, generator=generator).to(device)
-    q, k, v = (value.requires_grad_() for value in (q, k, v))
-    results = []
     backends: tuple[Backend, ...] = ("reference", "triton")
-    try:
-        for backend in backends:
-            out = pisa_attention(q, k, v, geometry, backend=backend)
-            results.append(torch.stack([out, *torch.autograd.grad(out, (q, k, v), weight)]))
-    except Exception as problem:  # whatever a compiler or driver may throw
-        return f"its kernels do not run on this GPU ({type(problem).__name__}: {problem})."
+    results = []
+    # Asked for by a call that may itself run without gradients.
+    with torch.inference_mode(False), torch.enable_grad():
+        generator = torch.Generator().manual_seed(0)
+        coc = 3 * torch.rand(1, 1, 12, 12, generator=generator)
+        disparity = 0.9 * torch.rand(1, 1, 24, 24, generator=generator)
+        geometry = PisaGeometry.build(coc.to(device), disparity.to(device))
+        q, k, v, weight = torch.randn(4, 1, 2, 144, 64, generator=generator).to(device)
+        inputs = q, k, v = (q.requires_grad_(), k.requires_grad_(), v.requires_grad_())
+        try:
+            for backend in backends:
+                out = pisa_attention(q, k, v, geometry, backend=backend)
+                results.append(
+                    torch.stack([out.detach(), *torch.autograd.grad(out, inputs, weight)])
+                )
+        except Exception as problem:  # whatever a compiler or driver may throw
+            return f"its kernels do not run on this GPU ({type(problem).__name__}: {problem})."
     # Rays that graze an edge may be rounded to either side, in no more than a few pairs.
     error = (results[1] - results[0]).abs().flatten().quantile(0.99)
     if not bool(error < 1e-4):

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bokehdiff.attention import PisaAttnProcessor, PisaConfig, PisaContext, PisaGeometry
+from bokehdiff.attention import PisaAttnProcessor, PisaConfig, PisaContext, PisaGeometry, backends
 from bokehdiff.attention import triton as kernels
 from bokehdiff.attention.reference import pisa_attention_reference
 from tests import test_goldens_pisa as recordings
@@ -363,3 +363,27 @@ def test_golden_output(name: str) -> None:
     with torch.no_grad():
         output = case.attention(case.hidden_states, disp_coc=case.disp_coc)
     assert (output - case.recorded["output"]).abs().max() <= 1e-4
+
+
+@interpreted
+def test_the_kernels_prove_themselves_before_auto_takes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also in a process that runs without gradients; wrong kernels and broken ones are refused."""
+    prove = backends.triton_failure.__wrapped__
+    with torch.inference_mode():
+        assert prove(torch.device("cpu")) is None
+
+    right = kernels.forward
+
+    def wrong(*arguments: Any) -> tuple[Tensor, Tensor]:
+        out, log_normaliser = right(*arguments)
+        return out * 1.01, log_normaliser
+
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(kernels, "forward", wrong)
+    assert "off by" in prove(torch.device("cpu"))
+    monkeypatch.setattr(kernels, "forward", broken)
+    assert "no such instruction" in prove(torch.device("cpu"))
