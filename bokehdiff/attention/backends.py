@@ -151,11 +151,10 @@ def triton_failure(device: torch.device) -> str | None:
     """Return what is wrong with the Triton kernels on this GPU; None when they compute what is due.
 
     They depend on driver, compiler and GPU, so `auto` takes them only where a scene of 144 tokens
-    comes out as from the reference, gradients included. Asked once per process and GPU.
+    comes out as from the reference in float64, gradients included. Asked once per process and GPU.
     """
     from .pisa import pisa_attention
 
-    backends: tuple[Backend, ...] = ("reference", "triton")
     results = []
     # Asked for by a call that may itself run without gradients.
     with torch.inference_mode(False), torch.enable_grad():
@@ -163,14 +162,17 @@ def triton_failure(device: torch.device) -> str | None:
         coc = 3 * torch.rand(1, 1, 12, 12, generator=generator)
         disparity = 0.9 * torch.rand(1, 1, 24, 24, generator=generator)
         geometry = PisaGeometry.build(coc.to(device), disparity.to(device))
-        q, k, v, weight = torch.randn(4, 1, 2, 144, 64, generator=generator).to(device)
-        inputs = q, k, v = (q.requires_grad_(), k.requires_grad_(), v.requires_grad_())
+        inputs = torch.randn(4, 1, 2, 144, 64, generator=generator).to(device)
+        choices: tuple[tuple[Backend, torch.dtype], ...] = (
+            ("reference", torch.float64),
+            ("triton", torch.float32),
+        )
         try:
-            for backend in backends:
+            for backend, dtype in choices:
+                q, k, v, weight = (value.to(dtype).requires_grad_() for value in inputs)
                 out = pisa_attention(q, k, v, geometry, backend=backend)
-                results.append(
-                    torch.stack([out.detach(), *torch.autograd.grad(out, inputs, weight)])
-                )
+                gradients = torch.autograd.grad(out, (q, k, v), weight)
+                results.append(torch.stack([out.detach(), *gradients]).double())
         except Exception as problem:  # whatever a compiler or driver may throw
             return f"its kernels do not run on this GPU ({type(problem).__name__}: {problem})."
     # Rays that graze an edge may be rounded to either side, in no more than a few pairs.
