@@ -156,3 +156,18 @@ def test_agrees_with_the_reference_on_a_gpu() -> None:
     expected = pisa_attention(q, k, v, reference, backend="reference")
     # Rays on the edge of an occluder may fall to either side.
     assert ((out.cpu() - expected).abs() > 1e-9).float().mean() < 1e-2
+
+
+@pytest.mark.gpu
+def test_same_bytes_every_time_on_a_gpu() -> None:
+    """Tiles overlap in what they give light to, yet nothing is added in an order left to chance."""
+    coc, disparity = _scene(1, 40, 56, 4.0)
+    q, k, v = torch.randn(3, 1, 4, 2240, 32, generator=torch.Generator().manual_seed(0))
+    results = []
+    for _ in range(2):
+        geometry = PisaGeometry.build(coc.float().cuda(), disparity.cuda())
+        inputs = [value.cuda().requires_grad_() for value in (q, k, v)]
+        out = pisa_attention(*inputs, geometry, backend="local")  # type: ignore[arg-type]
+        results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    for first, again in zip(*results, strict=True):
+        assert torch.equal(first, again)
