@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,11 @@ from .geometry import PisaGeometry
 
 SCORES_PER_STEP = 1 << 17
 """Pairs of tokens whose log C is computed at a time."""
+PAIRS_TRACED_TOGETHER = 1 << 21
+"""Pairs whose rays are gathered to be traced together; a bound of memory."""
 PADDING = 1.1
 """Tiles worked on together may reach this many times as many queries as the least of them."""
-FEWEST_ALIKE = 8
+FEWEST_ALIKE = 4
 """Tiles that reach equally far make a group of their own from this number on."""
 
 
@@ -299,19 +302,24 @@ def _queries_in_reach(
 def _with_tables(
     geometry: PisaGeometry, groups: tuple[TileGroup, ...], dtype: torch.dtype
 ) -> tuple[TileGroup, ...]:
-    """Return the groups with tables, as far as the byte budget allows."""
-    bytes_left = geometry.byte_budget
-    planned, traced = list(groups), []
+    """Return the groups with tables, as far as the byte budget allows.
+
+    Visibility comes first: it is the smaller table, and costs by far the most to make.
+    """
+    pairs = [group.tiles * group.scores_per_tile for group in groups]
+    bytes_left, traced = geometry.byte_budget, []
     for index, group in enumerate(groups):
-        pairs = group.tiles * group.scores_per_tile
-        bytes_needed = pairs * (dtype.itemsize + group.hindered)
+        if group.hindered and pairs[index] <= bytes_left:
+            bytes_left -= pairs[index]
+            traced.append(index)
+    planned = list(groups)
+    for index, group in enumerate(groups):
+        bytes_needed = pairs[index] * dtype.itemsize
         if bytes_needed <= bytes_left:
             bytes_left -= bytes_needed
             planned[index] = _with_log_mask(geometry, group, dtype)
-            if group.hindered:
-                traced.append(index)
-    visible = _with_visible_rays(geometry, [planned[index] for index in traced])
-    for index, group in zip(traced, visible, strict=True):
+    with_rays = _with_visible_rays(geometry, [planned[index] for index in traced], dtype)
+    for index, group in zip(traced, with_rays, strict=True):
         planned[index] = group
     return tuple(planned)
 
@@ -327,35 +335,83 @@ def _with_log_mask(geometry: PisaGeometry, group: TileGroup, dtype: torch.dtype)
     return dataclasses.replace(group, log_mask=log_mask)
 
 
-def _with_visible_rays(geometry: PisaGeometry, groups: list[TileGroup]) -> Iterator[TileGroup]:
-    """Yield groups that have log C with visibility too, as unhindered if all rays arrive.
+class _Pairs(NamedTuple):
+    """Key, query and place in the table of the group with this index, (pairs,) each."""
 
-    Rays of all groups are traced together.
+    group: int
+    keys: Tensor
+    queries: Tensor
+    places: Tensor
+
+
+def _with_visible_rays(
+    geometry: PisaGeometry, groups: list[TileGroup], dtype: torch.dtype
+) -> list[TileGroup]:
+    """Return groups with visibility stored, as unhindered if all rays arrive.
+
+    Rays of small groups are traced together.
     """
-    if not groups:
-        return
-    lists = [_pairs_at_risk(geometry, group) for group in groups]
-    keys, queries = (torch.cat([pairs[which] for pairs in lists]) for which in (0, 1))
-    counts = geometry.visible_rays(keys, queries).split([pairs[2].numel() for pairs in lists])
     all_arrive = geometry.config.supersampling
-    for group, (_, _, places), rays in zip(groups, lists, counts, strict=True):
-        if bool((rays == all_arrive).all()):
-            yield dataclasses.replace(group, hindered=False)
-            continue
-        assert group.log_mask is not None
-        visible = torch.full_like(group.log_mask, all_arrive, dtype=torch.uint8)
-        visible.view(-1).scatter_(0, places, rays)
-        yield dataclasses.replace(group, visible_rays=visible)
+    tables = [
+        torch.full(
+            (group.tiles, group.keys.shape[1], group.queries.shape[1]),
+            all_arrive,
+            dtype=torch.uint8,
+            device=group.keys.device,
+        )
+        for group in groups
+    ]
+    stopped = [False] * len(groups)
+
+    def trace(pieces: list[_Pairs]) -> None:
+        keys = torch.cat([piece.keys for piece in pieces])
+        queries = torch.cat([piece.queries for piece in pieces])
+        counts = geometry.visible_rays(keys, queries)
+        for piece, rays in zip(
+            pieces, counts.split([piece.places.numel() for piece in pieces]), strict=True
+        ):
+            tables[piece.group].view(-1).scatter_(0, piece.places, rays)
+            stopped[piece.group] = stopped[piece.group] or bool((rays < all_arrive).any())
+
+    waiting: list[_Pairs] = []
+    for index, group in enumerate(groups):
+        for piece in _pairs_at_risk(geometry, group, index, dtype):
+            waiting.append(piece)
+            if sum(piece.places.numel() for piece in waiting) >= PAIRS_TRACED_TOGETHER:
+                trace(waiting)
+                waiting = []
+    if waiting:
+        trace(waiting)
+    return [
+        dataclasses.replace(group, visible_rays=table)
+        if any_stopped
+        else dataclasses.replace(group, hindered=False)
+        for group, table, any_stopped in zip(groups, tables, stopped, strict=True)
+    ]
 
 
-def _pairs_at_risk(geometry: PisaGeometry, group: TileGroup) -> tuple[Tensor, Tensor, Tensor]:
-    """Return key, query and place in the table (pairs,) of pairs whose rays must be traced."""
-    assert group.log_mask is not None
-    keys_per_tile, reached = group.log_mask.shape[1:]
-    rows = geometry.may_be_hindered(group.keys.view(-1)).nonzero().squeeze(1)
-    lit = group.log_mask.view(-1, reached).index_select(0, rows) > -torch.inf
-    which, place = lit.nonzero(as_tuple=True)
-    start_of_list = rows // keys_per_tile * reached
-    queries = group.queries.view(-1).index_select(0, start_of_list.index_select(0, which) + place)
-    keys = group.keys.view(-1).index_select(0, rows).index_select(0, which)
-    return keys, queries, (rows * reached).index_select(0, which) + place
+def _pairs_at_risk(
+    geometry: PisaGeometry, group: TileGroup, index: int, dtype: torch.dtype
+) -> Iterator[_Pairs]:
+    """Yield the pairs of a group, which has this index, whose rays must be traced."""
+    keys_per_tile, reached = group.keys.shape[1], group.queries.shape[1]
+    hindered = geometry.may_be_hindered(group.keys)
+    at_once = max(1, PAIRS_TRACED_TOGETHER // group.scores_per_tile)
+    for first in range(0, group.tiles, at_once):
+        some = slice(first, min(first + at_once, group.tiles))
+        out = torch.empty(0, dtype=dtype, device=group.keys.device)
+        if group.log_mask is None:
+            out = out.new_empty(some.stop - first, keys_per_tile, reached)
+        log_mask = group.compute_log_mask(geometry, some, out)
+        rows = hindered[some].reshape(-1).nonzero().squeeze(1)
+        lit = log_mask.reshape(-1, reached).index_select(0, rows) > -torch.inf
+        which, place = lit.nonzero(as_tuple=True)
+        rows += first * keys_per_tile
+        start_of_list = rows // keys_per_tile * reached
+        places_of_queries = start_of_list.index_select(0, which) + place
+        yield _Pairs(
+            group=index,
+            keys=group.keys.view(-1).index_select(0, rows).index_select(0, which),
+            queries=group.queries.reshape(-1).index_select(0, places_of_queries),
+            places=(rows * reached).index_select(0, which) + place,
+        )
