@@ -126,6 +126,21 @@ def test_sharp_regions_are_cheap() -> None:
     assert len(reached) == 64 and reached[-2] <= 12 * 12 and reached[-1] > 15 * 15
 
 
+def test_a_small_budget_goes_to_visibility_first() -> None:
+    """Rays cost far more to trace again than log C to compute again."""
+    coc, disparity = _scene(1, 32, 32, 3.0)
+    plenty = plan_tiles(PisaGeometry.build(coc, disparity), 8, torch.float32)
+    hindered = [group for group in plenty if group.visible_rays is not None]
+    needed = sum(group.tiles * group.scores_per_tile for group in hindered)
+    assert needed > 0 and all(group.log_mask is not None for group in plenty)
+    tight = plan_tiles(PisaGeometry.build(coc, disparity, byte_budget=needed), 8, torch.float32)
+    assert all(group.log_mask is None for group in tight)
+    for group, other in zip(
+        hindered, (g for g in tight if g.visible_rays is not None), strict=True
+    ):
+        assert torch.equal(group.visible_rays, other.visible_rays)  # type: ignore[arg-type]
+
+
 def test_same_bytes_every_time() -> None:
     coc, disparity = _scene(1, 24, 24, 3.0)
     geometry = PisaGeometry.build(coc.float(), disparity)
