@@ -166,9 +166,7 @@ def nearest_around_samples(geometry: PisaGeometry) -> Tensor:
         jitter = unit * geometry.config.jitter_width / 2 if geometry.config.supersampling > 1 else 0
         # Positions run from -1 to 1. Interpolation takes the next sample on either side.
         reach.append(math.ceil(jitter * samples / 2 + 1 - 1e-6))
-    across, along = 2 * reach[0] + 1, 2 * reach[1] + 1
-    widened = F.max_pool2d(scene, (1, across), stride=1, padding=(0, reach[0]))
-    widened = F.max_pool2d(widened, (along, 1), stride=1, padding=(reach[1], 0))[:, 0]
+    widened = _largest_around(_largest_around(scene, 3, reach[0]), 2, reach[1])[:, 0]
     # Interpolation may round to a little more than the largest of what it interpolates.
     widened = widened * (1 + 1e-5)
     geometry._derived["nearest_around_samples"] = widened
@@ -241,7 +239,7 @@ def nearest_within_circles(geometry: PisaGeometry) -> Tensor:
     reach = reach.clamp(max=max(height, width)).ceil().view(-1, 1, height, width)
 
     around = F.adaptive_max_pool2d(geometry.occlusion_map, (height, width))
-    around = F.max_pool2d(around, 2 * slack + 1, stride=1, padding=slack)
+    around = _largest_around(_largest_around(around, 3, slack), 2, slack)
     # Four pictures, turned so that every direction is down and to the right.
     widened, reach = _turned(around.expand(-1, 4, -1, -1)), _turned(reach.expand(-1, 4, -1, -1))
     nearest, known = widened, 0
@@ -249,10 +247,8 @@ def nearest_within_circles(geometry: PisaGeometry) -> Tensor:
     while known < largest:
         # Bounds of a few reaches serve all: no more than half as far again as needed.
         wanted = min(max(known + 1, known * 3 // 2), largest)
-        farther = wanted - known
-        for kernel, padding in (((1 + farther, 1), (0, 0, 0, farther)),
-                                ((1, 1 + farther), (0, farther, 0, 0))):  # fmt: skip
-            widened = F.max_pool2d(F.pad(widened, padding), kernel, stride=1)
+        for axis in (2, 3):
+            widened = _largest_ahead(widened, axis, wanted - known)
         nearest = torch.where(reach > known, widened, nearest)
         known = wanted
     return _turned(nearest).flatten(2).mT
@@ -271,6 +267,26 @@ def ray_direction(geometry: PisaGeometry, key: Tensor, query: Tensor) -> Tensor:
     leftwards = column.index_select(0, query) < column.index_select(0, key)
     upwards = row.index_select(0, query) < row.index_select(0, key)
     return leftwards.long().add_(upwards, alpha=2)
+
+
+def _largest_ahead(maps: Tensor, axis: int, reach: int) -> Tensor:
+    """Return the maximum over each sample and the `reach` next ones along an axis."""
+    covered = 0
+    while covered < min(reach, maps.shape[axis] - 1):
+        step = min(covered + 1, reach - covered, maps.shape[axis] - 1)
+        rest = maps.shape[axis] - step
+        ahead = maps.clone()
+        ahead.narrow(axis, 0, rest).copy_(
+            torch.maximum(maps.narrow(axis, 0, rest), maps.narrow(axis, step, rest))
+        )
+        maps, covered = ahead, covered + step
+    return maps
+
+
+def _largest_around(maps: Tensor, axis: int, reach: int) -> Tensor:
+    """Return the maximum over each sample and `reach` samples on both sides along an axis."""
+    behind = _largest_ahead(maps.flip(axis), axis, reach).flip(axis)
+    return torch.maximum(_largest_ahead(maps, axis, reach), behind)
 
 
 def _turned(maps: Tensor) -> Tensor:

@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import Tensor
 
 from bokehdiff.attention import PisaAttnProcessor, PisaConfig, PisaContext, PisaGeometry, backends
 from bokehdiff.attention import triton as kernels
 from bokehdiff.attention.reference import pisa_attention_reference
 from tests import test_goldens_pisa as recordings
+from tests.attention import test_backends as any_scene
 
 pytest.importorskip("triton")
 
@@ -387,3 +389,11 @@ def test_the_kernels_prove_themselves_before_auto_takes_them(
     assert "off by" in prove(torch.device("cpu"))
     monkeypatch.setattr(kernels, "forward", broken)
     assert "no such instruction" in prove(torch.device("cpu"))
+
+
+@interpreted
+@settings(any_scene.PROPERTIES, max_examples=12)
+@given(scene=any_scene._scenes(largest_side=12))
+def test_agrees_with_the_reference_for_any_scene(scene: dict[str, Any]) -> None:
+    """In float32: float64 is refused, and half precision has tests of its own."""
+    any_scene._check_any_scene(scene | {"dtype": torch.float32}, ("triton",))
