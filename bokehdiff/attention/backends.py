@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class BackendChoice:
         reason: why, in a sentence.
         pair_share: share of the N^2 pairs of tokens that light may link, as `local` counts them.
             The work of `reference` and `stream` is 1 in this unit.
-        refused: why other backends cannot be taken, by name.
+        refused: why other backends cannot be taken, by name, as far as that was asked.
     """
 
     backend: Backend
@@ -104,16 +105,18 @@ def choose_backend(
     The estimate of the work is the share of the N^2 pairs of tokens that must be looked at: those
     of each tile of keys with the queries that the largest circle of the tile reaches.
     """
-    refused = {
-        name: reason for name, reason in available_backends(geometry, q, v).items() if reason
-    }
-    if "local" in refused:
-        return BackendChoice("reference", "only the dense formula can do this.", 1.0, refused)
+    if refusal("local", geometry, q, v):
+        return BackendChoice("reference", "only the dense formula can do this.", 1.0, {})
     share = pair_share(geometry, q, v)
     linked = f"light may link {share:.1%} of the pairs of {geometry.token_count} tokens"
     device = geometry.radius.device if q is None else q.device
-    if device.type == "cuda" and "triton" not in refused and share < MOST_SPARSE_SHARE:
-        failure = _triton_tables_too_large(geometry) or triton_failure(device)
+    refused: dict[Backend, str] = {}
+    if device.type == "cuda" and share < MOST_SPARSE_SHARE:
+        failure = (
+            refusal("triton", geometry, q, v)
+            or _triton_tables_too_large(geometry)
+            or triton_failure(device)
+        )
         if failure is None:
             reason = f"{linked}, and blocks of the others are left out on the GPU."
             return BackendChoice("triton", reason, share, refused)
@@ -135,7 +138,11 @@ def explain(
         q, v: inputs of the layer, of which only shape, dtype and device count; without them, those
             of a layer with 64 channels per head in float32 on the geometry's device.
     """
-    return choose_backend(geometry, q, v)
+    choice = choose_backend(geometry, q, v)
+    refused = {
+        name: reason for name, reason in available_backends(geometry, q, v).items() if reason
+    }
+    return dataclasses.replace(choice, refused=refused | choice.refused)
 
 
 def _triton_tables_too_large(geometry: PisaGeometry) -> str | None:
