@@ -13,9 +13,7 @@ import math
 import multiprocessing
 import os
 import re
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bokehdiff.attention import PisaConfig, PisaGeometry, available_backends, pisa_attention
+from evaluation.memory import resident_bytes, restart_peak
 
 SDPA = "SDPA"
 DENSE_FORMULA = "dense formula"
@@ -304,26 +303,6 @@ class Memory:
 
     geometry: float | None
     call: float
-
-
-def resident_bytes(peak: bool) -> int:
-    """Resident memory of this process, now or at its peak."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Linux: ru_maxrss of a new process starts at the peak of the process that started it.
-        field = "VmHWM" if peak else "VmRSS"
-        return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1]) * 1024
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024
-
-
-def restart_peak() -> bool:
-    """Let the peak of resident memory start anew; False where the system cannot do that."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
 
 
 def memory_of_calls(case: Case, backend: str) -> Memory:

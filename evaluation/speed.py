@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,6 +14,7 @@ from PIL import Image
 
 from bokehdiff import BokehDiffPipeline
 from bokehdiff.images import fill_holes
+from evaluation.memory import resident_bytes
 
 Result = TypeVar("Result")
 
@@ -81,7 +80,6 @@ def render_speed(pipe: BokehDiffPipeline, megapixels: float, repeats: int) -> Re
         timed(lambda df=df: pipe.render(scene, float(df), K, output_type="pt"), device)[0]
         for df in focus
     ]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return RenderSpeed(
         width=width,
         height=height,
@@ -89,7 +87,7 @@ def render_speed(pipe: BokehDiffPipeline, megapixels: float, repeats: int) -> Re
         prepare_seconds=prepare_seconds,
         first_render_seconds=seconds[0],
         refocus_seconds=statistics.median(seconds[1:]),
-        peak_megabytes=peak / (1e6 if sys.platform == "darwin" else 1e3),
+        peak_megabytes=resident_bytes(peak=True) / 1e6,
     )
 
 
