@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .blocks import BlockPlan
-from .geometry import PisaGeometry
+from .geometry import UNREPEATABLE_RAYS, PisaGeometry
 from .local import pair_share
 
 Backend = Literal["auto", "reference", "stream", "local", "flex", "triton"]
@@ -55,10 +55,7 @@ def refusal(
     if backend == "reference":
         return None
     if not geometry.has_repeatable_rays:
-        return (
-            "jitter='location_random' draws new noise for each pair of tokens. Use "
-            "backend='reference', or jitter='location_table'."
-        )
+        return UNREPEATABLE_RAYS
     if backend in ("stream", "local"):
         return None
     if q is None or v is None:
@@ -147,7 +144,11 @@ def explain(
 
 def _triton_tables_too_large(geometry: PisaGeometry) -> str | None:
     """Return why the tables of the kernels would not fit the byte budget; None if they do."""
-    needed = BlockPlan.bytes_needed(geometry)
+    # Asked by every layer, and answered from all pairs of blocks: once per geometry is enough.
+    needed = geometry._derived.get("bytes_of_block_plan")
+    if needed is None:
+        needed = geometry._derived["bytes_of_block_plan"] = BlockPlan.bytes_needed(geometry)
+    assert isinstance(needed, int)
     if needed <= geometry.byte_budget:
         return None
     return f"its tables may need {needed} bytes, more than byte_budget={geometry.byte_budget}."

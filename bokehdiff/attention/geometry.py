@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     from .backends import Backend
 
 DEFAULT_BYTE_BUDGET = 1 << 30
-"""Largest stored visibility of the local backend; beyond, it is computed again in every call."""
+"""Bytes of tables that each backend may keep; `stream` and `local` compute again what is beyond."""
+
+UNREPEATABLE_RAYS = (
+    "jitter='location_random' draws new noise for each pair of tokens. Use backend='reference', or "
+    "jitter='location_table'."
+)
+"""Why only the dense formula can take such a geometry; see `PisaGeometry.has_repeatable_rays`."""
 
 _LARGEST_EXPONENT = 80.0
 """The exponential function of a little more overflows float32."""
@@ -361,7 +367,7 @@ class PisaGeometry(GraphOwner):
                         image,
                         key,
                         query,
-                        nearest[image, key],
+                        nearest[image, key, 0],
                         None if noise is None else noise[:, :, queries].flatten(2, 3),
                     )
                     if self.config.source_always_visible:
@@ -466,9 +472,7 @@ class PisaGeometry(GraphOwner):
             return visible
         if not self.has_repeatable_rays:
             raise ValueError(
-                "This backend needs the same rays in every call, but jitter='location_random' "
-                "draws new noise for each pair of tokens. Use backend='reference', or "
-                "jitter='location_table'."
+                f"This backend needs the same rays in every call, but {UNREPEATABLE_RAYS}"
             )
         nearest = self._nearest(within_circles).reshape(-1)
         nearest = nearest.index_select(0, 4 * key + ray_direction(self, key, query))
@@ -518,7 +522,7 @@ class PisaGeometry(GraphOwner):
     def _nearest(self, within_circles: bool) -> Tensor:
         """Return bounds of disparity (B, N, 4) as from `nearest_within_circles`, made once."""
         if not within_circles:
-            return nearest_anywhere(self)[..., None].expand(-1, -1, 4)
+            return nearest_anywhere(self)
         cached = self._derived.get("nearest_within_circles")
         if cached is None:
             cached = self._derived["nearest_within_circles"] = nearest_within_circles(self)

@@ -88,16 +88,16 @@ def pisa_attention_gradients(
         backend = choose_backend(geometry, q, v).backend
     dtypes = [value.dtype for value in (q, k, v)]
     q, k, v = _working_precision(backend, q, k, v)
-    with torch.autocast(q.device.type, enabled=False):
-        if backend == "reference":
+    if backend == "reference":
+        with torch.autocast(q.device.type, enabled=False):
             pull_back = torch.func.vjp(
                 lambda q, k, v: pisa_attention_reference(q, k, v, geometry, scale), q, k, v
             )[1]
             grad_q, grad_k, grad_v = pull_back(grad_out.to(v.dtype))
-        else:
-            grad_q, grad_k, grad_v, _ = _gradients(
-                grad_out, q, k, v, None, geometry, scale, backend, False
-            )
+    else:
+        grad_q, grad_k, grad_v, _ = _gradients(
+            grad_out, q, k, v, None, geometry, scale, backend, False
+        )
     grad_q, grad_k, grad_v = (
         _heads_as_repeats(gradient.to(dtype), batch)
         for gradient, dtype in zip((grad_q, grad_k, grad_v), dtypes, strict=True)

@@ -216,9 +216,10 @@ def jitter_unit(geometry: PisaGeometry) -> Tensor:
 
 
 def nearest_anywhere(geometry: PisaGeometry) -> Tensor:
-    """Return (B, N) the largest disparity of each key's image."""
+    """Return (B, N, 4) the largest disparity of each key's image, the same for all directions."""
     assert geometry.occlusion_map is not None
-    return geometry.occlusion_map.flatten(1).amax(1, keepdim=True).expand(-1, geometry.token_count)
+    nearest = geometry.occlusion_map.flatten(1).amax(1)[:, None, None]
+    return nearest.expand(-1, geometry.token_count, 4)
 
 
 def nearest_within_circles(geometry: PisaGeometry) -> Tensor:
@@ -230,7 +231,7 @@ def nearest_within_circles(geometry: PisaGeometry) -> Tensor:
     config = geometry.config
     # Samples may leave the segment between the tokens; then only the whole image bounds them.
     if config.sample_depth != "key" or config.token_enumeration != "row_major":
-        return nearest_anywhere(geometry)[..., None].expand(-1, -1, 4)
+        return nearest_anywhere(geometry)
     # Beyond the segment: half the jitter, and interpolation with the next sample of the map.
     half_jitter = float(jitter_unit(geometry)[0]) / 2 * config.jitter_width * geometry.width / 2
     slack = math.ceil(max(half_jitter, 0.5) + 0.5 - 1e-6)
