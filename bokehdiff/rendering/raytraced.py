@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bokehdiff.rendering.aperture import Aperture
+from bokehdiff.rendering.aperture import Aperture, field_position
 
 __all__ = ["LayerRender", "render_layers"]
 
@@ -25,8 +25,10 @@ class LayerRender(NamedTuple):
     """Sums over lens samples of a layered scene, in linear light.
 
     ``rgb``: (B, 3, H, W) sum of linear light. ``coverage``: (B, 1, H, W) sum of opacity met.
-    ``weight``: (B, 1, H, W) number of rays that count. ``weight - coverage`` is the black behind
-    the last layer. The picture is ``rgb / weight``: see :meth:`image`.
+    ``weight``: (B, 1, H, W) number of rays that count; through an aperture that is not flat, the
+    sum of what it lets pass. ``weight - coverage`` is the black behind the last layer. Through an
+    aperture with ``fringe`` every colour has its own rays: ``coverage`` and ``weight`` are then (B,
+    3, H, W). The picture is ``rgb / weight``: see :meth:`image`.
     """
 
     rgb: torch.Tensor
@@ -56,8 +58,12 @@ def render_layers(
     alphas: (B, L, 1, H, W) opacity in [0, 1].
     planes: (B, L, 3) = (a, b, c): disparity ``d(x, y) = (1 - a x - b y) / c`` at pixel (x, y).
     df: focus disparity. K: blur radius in pixels per unit of disparity. Float or (B,) tensor.
-    aperture: shape of the opening (default disc), sampled on a grid of ``samples_per_side``.
-    vignetting: cat's-eye strength eta per pixel from the image centre; 0 switches it off.
+    aperture: the opening (default disc), sampled on a grid of ``samples_per_side``. A ray counts as
+        much as its lens point lets pass: seen from its pixel's place in the picture (``cat_eye``),
+        and on the side of the focus where it meets a layer (``spherical``). With ``fringe`` red
+        with blue are traced apart from green, at their own focus.
+    vignetting: cat's-eye strength eta per pixel from the image centre, as published; 0 switches it
+        off. The ``cat_eye`` of the aperture is measured in sizes of the picture instead.
     rays_at_once: bound on pixels times lens samples held in memory at a time (about 80 bytes
         each); the default suits the cache of a CPU or fills a GPU.
 
@@ -77,45 +83,70 @@ def render_layers(
     strength = _per_item(K, "K", batch, dtype, device)
     if bool((strength < 0).any()):
         raise ValueError(f"K must not be negative, got {strength.flatten().tolist()}.")
-    lens = (aperture or Aperture()).lens_samples(samples_per_side, dtype=dtype, device=device)
+    aperture = aperture or Aperture()
+    lens = aperture.lens_samples(samples_per_side, dtype=dtype, device=device)
     planes = planes.to(dtype=dtype, device=device)
     alphas = alphas.to(dtype=dtype, device=device)
-    premultiplied = torch.cat([alphas * colours, alphas], dim=2)
-
-    # Running sums: red, green, blue, coverage, weight.
-    total = colours.new_zeros(batch, 5, height, width)
     if rays_at_once is None:
         rays_at_once = 1 << 17 if device.type == "cpu" else 1 << 24
     samples_at_once = max(1, min(len(lens), rays_at_once // (batch * height * width)))
-    keep_graph = torch.is_grad_enabled() and premultiplied.requires_grad
-    for some_of_lens in lens.split(samples_at_once):
-        arguments = (premultiplied, planes, focus, strength, some_of_lens, vignetting)
-        if keep_graph:
-            total = total + checkpoint(_trace, *arguments, use_reentrant=False)
-        else:
-            total += _trace(*arguments)
-    return LayerRender(total[:, :3], total[:, 3:4], total[:, 4:5])
+
+    def trace(colours: torch.Tensor, focus: torch.Tensor) -> torch.Tensor:
+        """(B, C + 2, H, W): sums of C colours, coverage and weight over the whole lens."""
+        premultiplied = torch.cat([alphas * colours, alphas], dim=2)
+        keep_graph = torch.is_grad_enabled() and premultiplied.requires_grad
+        total = premultiplied.new_zeros(batch, colours.shape[2] + 2, height, width)
+        for some_of_lens in lens.split(samples_at_once):
+            arguments = (premultiplied, planes, focus, strength, some_of_lens, aperture, vignetting)
+            if keep_graph:
+                total = total + checkpoint(_trace, *arguments, use_reentrant=False)
+            else:
+                total += _trace(*arguments)
+        return total
+
+    if aperture.fringe == 0:
+        total = trace(colours, focus)
+        return LayerRender(total[:, :3], total[:, 3:4], total[:, 4:5])
+    red_and_blue_focus, green_focus, _ = aperture.channel_focus(focus)
+    red_and_blue = trace(colours[:, :, [0, 2]], red_and_blue_focus)
+    green = trace(colours[:, :, [1]], green_focus)
+    # Both hold colours, then coverage, then weight.
+    red, blue, coverage, weight = red_and_blue.split(1, dim=1)
+    green, green_coverage, green_weight = green.split(1, dim=1)
+    return LayerRender(
+        torch.cat([red, green, blue], dim=1),
+        torch.cat([coverage, green_coverage, coverage], dim=1),
+        torch.cat([weight, green_weight, weight], dim=1),
+    )
 
 
 def _trace(
-    premultiplied: torch.Tensor,  # (B, L, 4, H, W)
+    premultiplied: torch.Tensor,  # (B, L, C + 1, H, W), opacity last
     planes: torch.Tensor,  # (B, L, 3)
     focus: torch.Tensor,  # (B, 1, 1, 1)
     strength: torch.Tensor,  # (B, 1, 1, 1)
     lens: torch.Tensor,  # (S, 2)
+    aperture: Aperture,
     vignetting: float,
 ) -> torch.Tensor:
-    """(B, 5, H, W): red, green, blue, coverage and weight summed over the given lens samples."""
-    batch, layers, _, height, width = premultiplied.shape
+    """(B, C + 2, H, W): colours, coverage and weight summed over the given lens samples."""
+    batch, layers, channels, height, width = premultiplied.shape
     samples = len(lens)
     x = torch.arange(width).to(premultiplied).view(1, 1, 1, width)
     y = torch.arange(height).to(premultiplied).view(1, 1, height, 1)
     u, v = lens.view(1, samples, 1, 1, 2).unbind(-1)
 
-    light = premultiplied.new_zeros(batch, 4, height, width)
+    light = premultiplied.new_zeros(batch, channels, height, width)
     black = premultiplied.new_zeros(batch, 1, height, width)
-    # Light that still reaches the sensor from behind the layers met so far: (B, S, H, W).
-    transmittance = premultiplied.new_ones(batch, samples, height, width)
+    # Light that still reaches the sensor from behind the layers met so far: (B, S, H, W). It starts
+    # with what the lens point lets pass, the mean of both sides of the focus.
+    passing = aperture.lens_weights(lens, 0)
+    transmittance = passing.view(1, samples, 1, 1).expand(batch, -1, height, width).clone()
+    # What it lets pass of the nearer side above that mean; of the farther side it lacks as much.
+    surplus = (aperture.lens_weights(lens, 1) - passing) / passing.clamp_min(1e-12)
+    if aperture.varies_over_field:
+        field = field_position(x, y, height, width)
+        transmittance *= aperture.transmission(u, v, field=field) > 0
     if vignetting != 0.0:
         shifted_u = u + vignetting * (x - (width - 1) / 2)
         shifted_v = v + vignetting * (y - (height - 1) / 2)
@@ -138,16 +169,19 @@ def _trace(
             mode="bilinear",
             padding_mode="border",
             align_corners=True,
-        ).view(batch, 4, samples, height, width)
-        alpha = sampled[:, 3]
-        seen = transmittance * (met & (alpha >= EMPTY_ALPHA))
-        light = light + (sampled * seen.unsqueeze(1)).sum(2)
+        ).view(batch, channels, samples, height, width)
+        alpha = sampled[:, -1]
+        arriving = transmittance
+        if aperture.spherical != 0:
+            arriving = transmittance * (1 + surplus.view(1, samples, 1, 1) * shift.sign())
+        empty = alpha < EMPTY_ALPHA
+        light = light + (sampled * (arriving * (met & ~empty)).unsqueeze(1)).sum(2)
         if layer == layers - 1:
-            black = (transmittance * (met & (alpha < EMPTY_ALPHA))).sum(1, keepdim=True)
+            black = (arriving * (met & empty)).sum(1, keepdim=True)
         else:
             remaining = torch.where(alpha > SOLID_ALPHA, 0, 1 - alpha)
-            transmittance = torch.where(seen > 0, transmittance * remaining, transmittance)
-    return torch.cat([light, light[:, 3:4] + black], dim=1)
+            transmittance = torch.where(met & ~empty, transmittance * remaining, transmittance)
+    return torch.cat([light, light[:, -1:] + black], dim=1)
 
 
 def _check_layers(colours: torch.Tensor, alphas: torch.Tensor, planes: torch.Tensor) -> None:

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from bokehdiff.rendering import Aperture, LayerRender, render_layers
+from bokehdiff.rendering.aperture import field_position
+
+DOUBLE = {"dtype": torch.float64}
 
 
 def random_scene(
@@ -32,11 +35,13 @@ def plain_loop(
     planes: torch.Tensor,
     df: float,
     K: float,
-    lens: torch.Tensor,
+    aperture: Aperture,
+    samples_per_side: int,
     vignetting: float,
 ) -> LayerRender:
     """One ray after the other, as the specification reads. One scene: (L, 3, H, W), ..."""
     layers, _, height, width = colours.shape
+    lens = aperture.lens_samples(samples_per_side, dtype=torch.float64)
     rgb = torch.zeros(3, height, width, dtype=torch.float64)
     coverage, weight = torch.zeros_like(rgb[:1]), torch.zeros_like(rgb[:1])
 
@@ -55,6 +60,12 @@ def plain_loop(
                 shifted_v = v + vignetting * (y - (height - 1) / 2)
                 if vignetting and shifted_u**2 + shifted_v**2 > 1.1:
                     continue
+                point = torch.tensor([u, v], **DOUBLE)
+                field = field_position(float(x), float(y), height, width)
+                passing = {
+                    side: aperture.transmission(point[0], point[1], side, field).item()
+                    for side in (-1, 0, 1)
+                }
                 transmittance = 1.0
                 for layer in range(layers):
                     a, b, c = planes[layer].tolist()
@@ -63,26 +74,37 @@ def plain_loop(
                     if not (0 <= hit_x < width and 0 <= hit_y < height):
                         continue
                     alpha = bilinear(alphas[layer], hit_x, hit_y).item()
+                    arriving = transmittance * passing[(s > 0) - (s < 0)]
                     if alpha < 0.01:
                         if layer == layers - 1:
-                            weight[0, y, x] += transmittance
+                            weight[0, y, x] += arriving
                         continue
                     light = bilinear(alphas[layer] * colours[layer], hit_x, hit_y)
-                    rgb[:, y, x] += transmittance * light
-                    coverage[0, y, x] += transmittance * alpha
-                    weight[0, y, x] += transmittance * alpha
+                    rgb[:, y, x] += arriving * light
+                    coverage[0, y, x] += arriving * alpha
+                    weight[0, y, x] += arriving * alpha
                     if alpha > 0.99:
                         break
                     transmittance *= 1 - alpha
     return LayerRender(rgb, coverage, weight)
 
 
-@pytest.mark.parametrize("vignetting", [0.0, 0.06])
-@pytest.mark.parametrize("slant", [0.0, 0.4])
-def test_agrees_with_the_plain_loop(vignetting: float, slant: float) -> None:
+PICTURE = torch.linspace(1, 0.2, 5)[:, None] * torch.linspace(0.3, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("aperture", "vignetting", "slant"),
+    [
+        (Aperture(5, rotation=3.0), 0.0, 0.0),
+        (Aperture(5, rotation=3.0), 0.06, 0.4),
+        (Aperture(cat_eye=0.9, spherical=0.7), 0.0, 0.4),
+        (Aperture(obstruction=0.3, squeeze=0.7, spherical=-1.0), 0.0, 0.0),
+        (Aperture(rotation=40.0, cat_eye=0.4, picture=PICTURE), 0.0, 0.4),
+    ],
+)
+def test_agrees_with_the_plain_loop(aperture: Aperture, vignetting: float, slant: float) -> None:
     colours, alphas, planes = random_scene(1, 3, 9, 12, slant=slant)
     alphas[0, -1, 0, 3:6, 4:9] = 0.0
-    aperture = Aperture(5, rotation=3.0)
     render = render_layers(
         colours,
         alphas,
@@ -93,8 +115,7 @@ def test_agrees_with_the_plain_loop(vignetting: float, slant: float) -> None:
         samples_per_side=8,
         vignetting=vignetting,
     )
-    lens = aperture.lens_samples(8, dtype=torch.float64)
-    plain = plain_loop(colours[0], alphas[0], planes[0], 0.43, 7.1, lens, vignetting)
+    plain = plain_loop(colours[0], alphas[0], planes[0], 0.43, 7.1, aperture, 8, vignetting)
     for ours, wanted in zip(render, plain, strict=True):
         torch.testing.assert_close(ours[0], wanted, atol=1e-9, rtol=1e-9)
 
@@ -114,13 +135,171 @@ def test_batch_and_chunks_do_not_change_the_result() -> None:
             torch.testing.assert_close(batched[one], single)
 
 
-def test_zero_strength_and_focus_plane_are_sharp() -> None:
+EVERYTHING = Aperture(5, 10.0, 0.2, 0.8, 0.1, 0.5, 0.6, 0.0, PICTURE)
+
+
+@pytest.mark.parametrize("aperture", [None, EVERYTHING])
+def test_zero_strength_and_focus_plane_are_sharp(aperture: Aperture | None) -> None:
     colours, _, _ = random_scene(1, 1, 12, 14)
     opaque = torch.ones(1, 1, 1, 12, 14, dtype=torch.float64)
     plane = torch.tensor([[[0.0, 0.0, 1 / 0.6]]], dtype=torch.float64)
     for df, K in [(0.1, 0.0), (0.6, 25.0)]:
-        image = render_layers(colours, opaque, plane, df, K, samples_per_side=9).image()
+        image = render_layers(
+            colours, opaque, plane, df, K, aperture=aperture, samples_per_side=9
+        ).image()
         torch.testing.assert_close(image, colours[:, 0], atol=1e-9, rtol=0)
+
+
+def ramp(height: int, width: int, across: float, down: float) -> torch.Tensor:
+    """Colours (1, 1, 3, H, W): 0 in the middle of the picture, so many units more per pixel."""
+    x = torch.arange(width, **DOUBLE) - (width - 1) / 2
+    y = torch.arange(height, **DOUBLE)[:, None] - (height - 1) / 2
+    return (across * x + down * y).expand(1, 1, 3, height, width)
+
+
+@pytest.mark.parametrize("slope", [(0.5, 0.0), (-0.3, 0.45), (0.0, 0.0)])
+@pytest.mark.parametrize("df", [0.2, 0.9])
+def test_slanted_plane_with_a_linear_texture(slope: tuple[float, float], df: float) -> None:
+    """The mean of a linear texture is its value at the mean hit, and that has a closed form.
+
+    With D = c / K + guard, N = 1 - a x - b y - c df, g = (a, b), G = |g| and the lens point (p, q)
+    turned so that p runs along g, the mean of s p = N p / (D + G p) over the unit disc is
+    ``N / G (1 - 2 D (D - sqrt(D^2 - G^2)) / G^2)``; across g it is 0.
+    """
+    height, width, K, disparity = 31, 33, 10.0, 0.5
+    # The radius changes by |slope| pixels per pixel; disparity 0.5 is met in the middle.
+    c = 1 / disparity
+    a, b = (c / K * part for part in slope)
+    x0, y0 = (width - 1) / 2, (height - 1) / 2
+    scale = 1 + a * x0 + b * y0  # (a, b, c) / scale is the plane with a and b as they are here
+    plane = torch.tensor([[[a / scale, b / scale, c / scale]]], **DOUBLE)
+    texture = ramp(height, width, 0.7, -0.2) + 100
+    image = render_layers(
+        texture, torch.ones_like(texture[:, :, :1]), plane, df, K, samples_per_side=101
+    ).image()
+    a, b, c = plane.flatten().tolist()
+    for x, y in [(16, 15), (14, 17), (18, 13)]:
+        numerator = 1 - a * x - b * y - c * df
+        parallel = c / K + 1e-5
+        steepness = math.hypot(a, b)
+        if steepness == 0:
+            moved = 0.0
+        else:
+            root = math.sqrt(parallel**2 - steepness**2)
+            moved = numerator * (1 - 2 * parallel * (parallel - root) / steepness**2) / steepness**2
+        assert abs(moved * steepness) > 0.15 or steepness == 0
+        wanted = 100 + 0.7 * (x + moved * a - x0) - 0.2 * (y + moved * b - y0)
+        # 101 samples across resolve the rim of the disc to about 1e-3 of the radius of 4 px.
+        assert image[0, 0, y, x].item() == pytest.approx(wanted, abs=4e-3)
+
+
+def segment(t: torch.Tensor) -> torch.Tensor:
+    """Area of the unit disc where u > t."""
+    t = t.clamp(-1, 1)
+    return torch.arccos(t) - t * torch.sqrt(1 - t**2)
+
+
+def bright_segment(t: torch.Tensor) -> torch.Tensor:
+    """Integral of ``2 rho^2 - 1`` over the unit disc where u > t.
+
+    Over v first: ``2 (2 u^2 - 1) h + 4 h^3 / 3`` with ``h = sqrt(1 - u^2)``, and with u = sin a
+    that is ``2/3 d/da (-sin a cos^3 a)``, term by term.
+    """
+    t = t.clamp(-1, 1)
+    return 2 / 3 * t * (1 - t**2) ** 1.5
+
+
+@pytest.mark.parametrize(
+    ("aperture", "share"),
+    [
+        (Aperture(), lambda t: segment(t) / math.pi),
+        (
+            Aperture(obstruction=0.6),
+            lambda t: (segment(t) - 0.36 * segment(t / 0.6)) / (0.64 * math.pi),
+        ),
+        (Aperture(squeeze=0.5), lambda t: segment(t / 0.5) / math.pi),
+        (Aperture(squeeze=2.0), lambda t: segment(t) / math.pi),
+        (Aperture(spherical=0.8), lambda t: (segment(t) - 0.8 * bright_segment(t)) / math.pi),
+    ],
+    ids=["disc", "donut", "tall", "wide", "spherical"],
+)
+def test_step_edge_in_front_covers_a_segment_of_the_lens(aperture: Aperture, share: Any) -> None:
+    """A near plane, opaque right of an edge, hides as much of the lens as lies beyond the edge."""
+    height, width, radius = 17, 41, 7.0
+    colours = torch.zeros(1, 2, 3, height, width, **DOUBLE)
+    colours[:, 0] = 1
+    alphas = torch.ones_like(colours[:, :, :1])
+    alphas[:, 0, ..., : width // 2] = 0
+    planes = torch.tensor([[[0.0, 0.0, 1 / 0.8], [0.0, 0.0, 1 / 0.3]]], **DOUBLE)
+    # In focus behind: the edge is blurred by the radius; the far plane counts evenly.
+    K = radius / 0.5
+    render = render_layers(colours, alphas, planes, 0.3, K, aperture=aperture, samples_per_side=81)
+    ours = (render.rgb / len(aperture.lens_samples(81)))[0, 0, height // 2]
+    # Bilinear opacity rises from 0 to 1 between two pixels: the mean over edges in between.
+    edges = width // 2 - 1 + (torch.arange(1000, **DOUBLE) + 0.5) / 1000
+    t = (edges - torch.arange(width, **DOUBLE)[:, None]) / radius
+    wanted = share(t).mean(1)
+    inside = slice(8, -8)  # beyond, rays leave the frame
+    torch.testing.assert_close(ours[inside], wanted[inside], atol=5e-3, rtol=0)
+
+
+def test_profile_belongs_to_the_side_of_the_focus_where_a_ray_hits() -> None:
+    """In front the rim is dark, behind it is bright: seen by two planes half transparent."""
+    colours = torch.stack([torch.ones(3, 25, 25), torch.zeros(3, 25, 25)]).double()[None]
+    alphas = torch.tensor([0.5, 1.0], **DOUBLE).view(1, 2, 1, 1, 1).expand(1, 2, 1, 25, 25)
+    planes = torch.tensor([[[0.0, 0.0, 1 / 0.8], [0.0, 0.0, 1 / 0.3]]], **DOUBLE)
+    ring = Aperture(obstruction=0.8, spherical=0.5)
+    image = render_layers(colours, alphas, planes, 0.5, 5.0, aperture=ring, samples_per_side=101)
+    # The mean of 2 rho^2 - 1 over the ring from 0.8 to 1 is 0.64.
+    near, far = 0.5 * (1 - 0.5 * 0.64), 0.5 * (1 + 0.5 * 0.64)
+    assert image.image()[0, 0, 12, 12].item() == pytest.approx(near / (near + far), abs=2e-3)
+
+
+def test_cat_eye_lets_the_overlap_of_two_discs_pass() -> None:
+    height, width = 31, 41
+    colours = torch.ones(1, 1, 3, height, width, **DOUBLE)
+    plane = torch.tensor([[[0.0, 0.0, 2.0]]], **DOUBLE)
+    opaque = torch.ones_like(colours[:, :, :1])
+    aperture = Aperture(cat_eye=0.9)
+    render = render_layers(
+        colours, opaque, plane, 0.5, 9.0, aperture=aperture, samples_per_side=101
+    )
+    y, x = torch.meshgrid(torch.arange(height) - 15, torch.arange(width) - 20, indexing="ij")
+    apart = 0.9 * torch.hypot(x.double(), y.double()) / (math.hypot(height, width) / 2)
+    overlap = 2 * torch.arccos(apart / 2) - apart / 2 * torch.sqrt(4 - apart**2)
+    open_share = render.weight[0, 0] / len(aperture.lens_samples(101))
+    torch.testing.assert_close(open_share, overlap / math.pi, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("df", "signed"), [(0.3, 6.0), (0.7, -6.0)])
+def test_picture_with_its_left_half_open_looks_from_the_left(df: float, signed: float) -> None:
+    texture = ramp(21, 25, 1.0, 0.0) + 100
+    plane = torch.tensor([[[0.0, 0.0, 2.0]]], **DOUBLE)
+    opaque = torch.ones_like(texture[:, :, :1])
+    left_half = torch.zeros(1, 512)
+    left_half[:, :256] = 1
+    aperture = Aperture(picture=left_half)
+    render = render_layers(
+        texture, opaque, plane, df, 30.0, aperture=aperture, samples_per_side=100
+    )
+    # The mean of u over the left half of the disc.
+    wanted = 100 - 4 / (3 * math.pi) * signed
+    assert render.image()[0, 0, 10, 12].item() == pytest.approx(wanted, abs=0.02)
+
+
+def test_fringe_focuses_each_colour_on_its_own() -> None:
+    colours, alphas, planes = random_scene(1, 3, 12, 13, slant=0.3)
+    plain, fringed = Aperture(6, cat_eye=0.3), Aperture(6, cat_eye=0.3, fringe=0.07)
+    render = render_layers(colours, alphas, planes, 0.5, 6.0, aperture=fringed, samples_per_side=9)
+    for channel, focus in enumerate((0.43, 0.5, 0.43)):
+        alone = render_layers(
+            colours, alphas, planes, focus, 6.0, aperture=plain, samples_per_side=9
+        )
+        this = slice(channel, channel + 1)
+        torch.testing.assert_close(render.rgb[:, this], alone.rgb[:, this])
+        torch.testing.assert_close(render.weight[:, this], alone.weight)
+        torch.testing.assert_close(render.coverage[:, this], alone.coverage)
+        torch.testing.assert_close(render.image()[:, this], alone.image()[:, this])
 
 
 def test_a_point_of_light_becomes_a_disc_of_the_right_radius() -> None:
@@ -157,6 +336,28 @@ def test_bladed_point_of_light_has_the_orientation_of_the_kernel(df: float, sign
     assert (crop - kernel).abs().sum() < 0.2 < (crop - kernel.flip(0, 1)).abs().sum()
 
 
+@pytest.mark.parametrize(("df", "signed"), [(0.4, 9.0), (1.0, -9.0)])
+@pytest.mark.parametrize(
+    "aperture",
+    [Aperture(spherical=0.9), Aperture(rotation=20.0, picture=PICTURE), Aperture(obstruction=0.5)],
+    ids=["spherical", "picture", "donut"],
+)
+def test_point_of_light_becomes_the_kernel(aperture: Aperture, df: float, signed: float) -> None:
+    colours = torch.zeros(1, 1, 3, 33, 33, **DOUBLE)
+    colours[..., 16, 16] = 1
+    opaque = torch.ones_like(colours[:, :, :1])
+    plane = torch.tensor([[[0.0, 0.0, 1 / 0.7]]], **DOUBLE)
+    image = render_layers(
+        colours, opaque, plane, df, 30.0, aperture=aperture, samples_per_side=61
+    ).image()
+    kernel = aperture.kernel(signed, **DOUBLE)
+    reach = kernel.shape[0] // 2
+    crop = image[0, 0, 16 - reach : 17 + reach, 16 - reach : 17 + reach]
+    turned = aperture.kernel(-signed, **DOUBLE)
+    assert (crop - kernel).abs().sum() < 0.15
+    assert aperture.is_symmetric or (crop - turned).abs().sum() > 0.2
+
+
 def test_black_behind_the_last_layer_and_light_lost_beside_it() -> None:
     colours = torch.ones(1, 1, 3, 8, 8)
     empty = torch.zeros(1, 1, 1, 8, 8)
@@ -168,14 +369,16 @@ def test_black_behind_the_last_layer_and_light_lost_beside_it() -> None:
     assert (render.image() == 0).all()
 
 
-def test_gradients() -> None:
+@pytest.mark.parametrize(
+    "aperture", [None, Aperture(cat_eye=0.5, spherical=0.6, fringe=0.1, picture=PICTURE)]
+)
+def test_gradients(aperture: Aperture | None) -> None:
     colours, alphas, planes = random_scene(1, 2, 4, 5)
     alphas = alphas * 0.5 + 0.2
+    settings = {"aperture": aperture, "samples_per_side": 5, "rays_at_once": 40}
 
     def rendered(colours: torch.Tensor, alphas: torch.Tensor) -> Any:
-        return tuple(
-            render_layers(colours, alphas, planes, 0.4, 3.3, samples_per_side=5, rays_at_once=40)
-        )
+        return tuple(render_layers(colours, alphas, planes, 0.4, 3.3, **settings))
 
     inputs = (colours.requires_grad_(), alphas.requires_grad_())
     assert torch.autograd.gradcheck(rendered, inputs, fast_mode=True)
