@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy import ndimage
 
 from bokehdiff.images import linear_to_srgb
-from data_synthesis.lens import add_lights, hard_disparity, pinhole_view, trace_pixels
+from bokehdiff.rendering.aperture import Aperture
+from data_synthesis.apertures import random_aperture
+from data_synthesis.lens import (
+    add_lights,
+    channels_by_focus,
+    hard_disparity,
+    pinhole_view,
+    trace_pixels,
+)
 from data_synthesis.scenes import LayeredScene, compose_scene
 
 __all__ = ["ProceduralScenes"]
@@ -42,7 +51,10 @@ class ProceduralScenes:
     ``seed``: another seed is another data set (validation). ``size``: H = W, pixels. ``radius``:
     range of the scene's largest blur radius in pixels, drawn log-uniformly; ``sharp_share`` of
     the scenes have a radius under 0.7. ``light_share`` of the scenes have lights brighter than
-    white. ``length``: makes ``len()`` and plain iteration finite; without it there is no length.
+    white. ``aperture``: the lens opening, default a disc, whose ``fringe`` counts in the unit of
+    the sample's ``disparity``; ``"random"`` draws one for every sample
+    (:func:`data_synthesis.apertures.random_aperture`) of the same scenes. ``length``: makes
+    ``len()`` and plain iteration finite; without it there is no length.
     """
 
     def __init__(
@@ -53,6 +65,7 @@ class ProceduralScenes:
         radius: tuple[float, float] = (1.5, 32.0),
         sharp_share: float = 0.05,
         light_share: float = 0.25,
+        aperture: Aperture | Literal["random"] | None = None,
         length: int | None = None,
     ) -> None:
         if int(seed) != seed or seed < 0:
@@ -67,10 +80,16 @@ class ProceduralScenes:
         for name, share in (("sharp_share", sharp_share), ("light_share", light_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share!r}; wanted a share from 0 to 1.")
+        if aperture not in (None, "random") and not isinstance(aperture, Aperture):
+            raise ValueError(
+                f"aperture is {aperture!r}; wanted a bokehdiff.rendering.Aperture, "
+                '"random", or None for a disc.'
+            )
         if length is not None and length < 0:
             raise ValueError(f"length is {length!r}; wanted None (endless) or at least 0.")
         self.seed, self.size, self.radius = int(seed), int(size), radius
         self.sharp_share, self.light_share, self.length = sharp_share, light_share, length
+        self.aperture = Aperture() if aperture is None else aperture
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -83,6 +102,7 @@ class ProceduralScenes:
             "radius": list(self.radius),
             "sharp_share": self.sharp_share,
             "light_share": self.light_share,
+            "aperture": "random" if self.aperture == "random" else self.aperture.to_dict(),
         }
 
     def __len__(self) -> int:
@@ -108,8 +128,12 @@ class ProceduralScenes:
         }
 
     def arrays(self, index: int) -> dict[str, Any]:
-        """The sample as it is stored in shards: image uint8, target and disparity uint16 (C, H, W);
-        df and K as floats."""
+        """The sample as it is stored in shards.
+
+        image uint8, target and disparity uint16 (C, H, W); df and K as floats; aperture as its
+        settings, which ``Aperture.from_dict`` reads; provenance, an empty dict, because nobody's
+        pictures are in these scenes.
+        """
         rng = np.random.default_rng([self.seed, index])
         if rng.uniform() < self.sharp_share:
             radius = rng.uniform(0.0, 0.7)
@@ -122,15 +146,6 @@ class ProceduralScenes:
         span = max(highest - lowest, 0.02)
         df = _choose_focus(rng, true_disparity)
         K = radius / max(abs(highest - df), abs(lowest - df), 0.01)
-        K = min(K, _largest_strength(scene, df, margin_pixels))
-
-        linear, blended = pinhole_view(scene.layers, scene.planes, scene.margin, scene.size)
-        add_lights(linear, scene.layers, scene.planes, df, 0.0, scene.margin, scene.lights)
-        blurred = trace_pixels(
-            scene.layers, scene.planes, df, K, scene.margin, scene.size, seed=index
-        )
-        add_lights(blurred, scene.layers, scene.planes, df, K, scene.margin, scene.lights)
-
         # The scene's own range becomes [0, 1], or a part of it: radii stay the same.
         low, high = 0.0, 1.0
         if rng.uniform() < 0.15:
@@ -138,6 +153,17 @@ class ProceduralScenes:
             high = max(high, low + 0.2)
             low, high = (low, high) if high <= 1 else (0.8, 1.0)
         scale = (high - low) / span
+        aperture = self._aperture(index)
+        in_scene = dataclasses.replace(aperture, fringe=aperture.fringe / scale)
+        for focus, _ in channels_by_focus(in_scene, df):
+            K = min(K, _largest_strength(scene, focus, margin_pixels))
+
+        linear, blended = pinhole_view(scene.layers, scene.planes, scene.margin, scene.size)
+        add_lights(linear, scene.layers, scene.planes, df, 0.0, scene.margin, scene.lights)
+        lens = (scene.layers, scene.planes, df, K, scene.margin)
+        blurred = trace_pixels(*lens, scene.size, seed=index, aperture=in_scene)
+        add_lights(blurred, *lens, scene.lights, aperture=in_scene)
+
         maps = [low + (array - lowest) * scale for array in (true_disparity, blended)]
         disparity = _as_given(rng, *maps)
         image = np.rint(linear_to_srgb(np.clip(linear, 0, 1)) * 255).astype(np.uint8)
@@ -149,7 +175,15 @@ class ProceduralScenes:
             "df": float(low + (df - lowest) * scale),
             "K": float(K / scale),
             "target": np.ascontiguousarray(target.transpose(2, 0, 1)),
+            "aperture": aperture.to_dict(),
+            "provenance": {},
         }
+
+    def _aperture(self, index: int) -> Aperture:
+        if isinstance(self.aperture, Aperture):
+            return self.aperture
+        # A generator of its own: the scene is the same through any lens.
+        return random_aperture(np.random.default_rng([self.seed, index, 1]))
 
 
 def _choose_focus(rng: np.random.Generator, disparity: np.ndarray) -> float:

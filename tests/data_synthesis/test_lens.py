@@ -17,8 +17,17 @@ from data_synthesis.lens import (
     trace_pixels,
     trace_regular,
 )
+from data_synthesis.planes import trace_planes
 
 FLAT = [0.0, 0.0]
+APERTURES = {
+    "blades": Aperture(blades=5, rotation=20),
+    "anamorphic": Aperture(squeeze=0.5),
+    "mirror lens": Aperture(obstruction=0.5),
+    "cat-eye": Aperture(cat_eye=0.9),
+    "spherical": Aperture(spherical=0.8),
+    "everything": Aperture(blades=6, obstruction=0.3, cat_eye=0.6, spherical=-0.6, fringe=0.1),
+}
 
 
 def premultiplied(colours: np.ndarray, alphas: np.ndarray) -> np.ndarray:
@@ -195,3 +204,114 @@ def test_light_of_a_point_light_agrees_with_tracing_it() -> None:
     assert 0.5 < split.max() < 4.3
     assert np.abs(split - traced).mean() < 0.02
     assert split.sum() == pytest.approx(traced.sum(), rel=0.01)
+
+
+@pytest.mark.parametrize("name", APERTURES)
+def test_uniform_scene_stays_uniform_through_any_aperture(name: str) -> None:
+    canvas = np.ones((120, 120), bool)
+    half = np.zeros_like(canvas)
+    half[:, :60] = True
+    layers = flat_layers((0.4, half), (0.4, canvas))
+    planes = np.array([[0.9, *FLAT], [0.2, 0.001, 0]])
+    picture = trace_pixels(layers, planes, 0.5, 9.0, 28, 32, aperture=APERTURES[name])
+    np.testing.assert_allclose(picture, 0.4, atol=2e-6)
+
+
+def test_the_plain_disc_is_traced_as_ever() -> None:
+    layers, planes = edge_scene()
+    picture = trace_pixels(layers, planes, 0.2, 6.0, 20, 40, seed=3)
+    same = trace_pixels(layers, planes, 0.2, 6.0, 20, 40, seed=3, aperture=Aperture())
+    np.testing.assert_array_equal(picture, same)
+
+
+@pytest.mark.parametrize("name", APERTURES)
+@pytest.mark.parametrize("df", [-0.4, 1.3])
+def test_any_aperture_agrees_with_the_tracer_of_planes(name: str, df: float) -> None:
+    """Random points of each pixel against a regular grid: the same integrals."""
+    rng = np.random.default_rng(9)
+    smooth = ndimage.gaussian_filter(rng.standard_normal((2, 112, 112, 4)), (0, 4, 4, 0)) * 8
+    layers = np.clip(0.5 + smooth, 0, 1).astype(np.float32)
+    layers[1, ..., 3] = 1
+    layers[..., :3] *= layers[..., 3:]
+    planes = np.array([[0.9, *FLAT], [0.2, 0.001, 0]])
+    aperture = APERTURES[name]
+    margin, size, K = 26, 30, 6.0
+    ours = trace_pixels(layers, planes, df, K, margin, size, density=1000.0, aperture=aperture)
+    # Two texels per pixel: of the canvas every texel is traced, and four make a pixel.
+    window = (margin, margin, 2 * size, 2 * size)
+    fine = trace_planes(layers, planes, df, 2 * K, aperture=aperture, window=window)
+    wanted = fine.reshape(size, 2, size, 2, 3).mean((1, 3))
+    difference = np.abs(ours - wanted)
+    # Noise of up to 160 points a pixel, and the coarseness of the grid, both about 0.003.
+    assert difference.mean() < 0.006
+    assert np.abs((ours - wanted).mean()) < 0.0005
+
+
+def test_coloured_rims_are_another_focus() -> None:
+    layers, planes = edge_scene()
+    fringed = trace_pixels(layers, planes, 0.3, 8.0, 20, 40, aperture=Aperture(fringe=0.1))
+    green = trace_pixels(layers, planes, 0.3, 8.0, 20, 40)
+    others = trace_pixels(layers, planes, 0.3 - 0.1, 8.0, 20, 40)
+    np.testing.assert_array_equal(fringed[..., 1], green[..., 1])
+    np.testing.assert_array_equal(fringed[..., [0, 2]], others[..., [0, 2]])
+
+
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize("name", ["blades", "anamorphic", "mirror lens", "spherical"])
+def test_a_light_becomes_the_kernel(name: str, side: int) -> None:
+    aperture, radius = APERTURES[name], 11.0
+    layers = flat_layers((0.0, np.ones((140, 140), bool)))
+    planes = np.array([[0.5 + 0.5 * side, *FLAT]])
+    # In the middle of pixel (25, 25) of 51; its own radius of half a texel hardly shows.
+    light = np.array([[0, 70.5, 70.5, 0.5, 3.0, 2.0, 1.0]])
+    picture = np.zeros((51, 51, 3), np.float32)
+    add_lights(picture, layers, planes, 0.5, 2 * radius, 20, light, aperture=aperture)
+    energy = np.pi * 0.25**2 * np.array([3.0, 2.0, 1.0])
+    np.testing.assert_allclose(picture.sum((0, 1)), energy, rtol=0.01)
+    seen = picture[..., 0] / picture[..., 0].sum()
+
+    def distance(signed_radius: float) -> float:
+        kernel = aperture.kernel(signed_radius).numpy()
+        return float(np.abs(seen - np.pad(kernel, 25 - kernel.shape[0] // 2)).sum())
+
+    assert distance(side * radius) < 0.08
+    if not aperture.is_symmetric:
+        assert distance(-side * radius) > 2 * distance(side * radius)
+
+
+@pytest.mark.parametrize("radius", [0.3, 0.6, 1.5, 3.0, 6.0])
+@pytest.mark.parametrize("name", ["blades", "anamorphic", "mirror lens", "spherical"])
+def test_a_light_keeps_its_energy_through_any_opening(name: str, radius: float) -> None:
+    layers = flat_layers((0.0, np.ones((140, 140), bool)))
+    light = np.array([[0, 70.3, 69.1, 2.0, 30.0, 20.0, 10.0]])
+    picture = np.zeros((51, 51, 3), np.float32)
+    planes = np.array([[1.0, *FLAT]])
+    add_lights(picture, layers, planes, 0.0, radius, 20, light, aperture=APERTURES[name])
+    energy = np.pi * np.array([30.0, 20.0, 10.0])  # a radius of 2 texels is 1 pixel
+    np.testing.assert_allclose(picture.sum((0, 1)), energy, rtol=0.01)
+
+
+@pytest.mark.parametrize("name", ["blades", "mirror lens", "cat-eye", "spherical"])
+@pytest.mark.parametrize(("df", "place"), [(0.6, (62, 60)), (-0.6, (88, 42))])
+def test_light_of_a_light_agrees_with_tracing_it_through_any_aperture(
+    name: str, df: float, place: tuple[int, int]
+) -> None:
+    size, K = 40, 5.0
+    canvas = np.ones((120, 120), bool)
+    y, x = np.mgrid[:120, :120]
+    plain = flat_layers((0.1, x < 58), (0.2, canvas))
+    planes = np.array([[1.0, *FLAT], [0.0, *FLAT]])
+    disc = np.hypot(x - place[0], y - place[1]) <= 6
+    textured = plain.copy()
+    textured[1, disc, :3] += 4.0
+    settings = {"density": 1000.0, "aperture": APERTURES[name]}
+    traced = trace_pixels(textured, planes, df, K, 20, size, **settings)
+    split = trace_pixels(plain, planes, df, K, 20, size, **settings)
+    before = split.copy()
+    radius = np.sqrt(disc.sum() / np.pi)
+    light = np.array([[1, *place, radius, 4, 4, 4]])
+    add_lights(split, plain, planes, df, K, 20, light, aperture=APERTURES[name])
+    assert split.max() > 0.5
+    added, wanted = (split - before).sum((0, 1)), (traced - before).sum((0, 1))
+    np.testing.assert_allclose(added, wanted, rtol=0.03)
+    assert np.abs(split - traced).sum() < 0.1 * wanted.sum()

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from data_synthesis import ProceduralScenes
+from bokehdiff.rendering import Aperture
+from data_synthesis import ProceduralScenes, procedural
+from data_synthesis.apertures import random_aperture
+from data_synthesis.lens import trace_pixels
+from data_synthesis.procedural import GENERATOR_VERSION
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZE = 48
@@ -86,6 +92,23 @@ def test_same_sample_in_any_order_and_process() -> None:
     assert answer.stdout.split()[-1] == expected[0]
 
 
+def test_samples_of_this_version_stay_what_they_are() -> None:
+    """Means over the samples 0 to 3 of version 1; another draw anywhere would change them all."""
+    assert GENERATOR_VERSION == 1
+    stored = {
+        "image": [97.7736, 64.854, 82.5498, 125.3955],
+        "disparity": [28828.6337, 43143.2448, 51685.0165, 47384.9622],
+        "df": [0.4077, 0.8221, 0.6084, 0.6189],
+        "K": [76.5978, 7.7049, 9.1308, 2.7812],
+        "target": [27182.3681, 17496.4463, 21797.9738, 33506.6622],
+    }
+    scenes = ProceduralScenes(seed=5, size=SIZE)
+    for index in range(4):
+        arrays = scenes.arrays(index)
+        for name, means in stored.items():
+            assert float(np.mean(arrays[name])) == pytest.approx(means[index], rel=2e-4), name
+
+
 def test_no_global_random_state_is_used() -> None:
     np.random.seed(1)
     before = np.random.get_state()[1].copy()
@@ -144,6 +167,86 @@ def test_length_indices_and_pickling() -> None:
     assert digest(copy[1]) == digest(endless[1])
 
 
+def test_any_aperture_sees_the_same_scenes() -> None:
+    aperture = Aperture(blades=6, cat_eye=0.5, spherical=0.4)
+    disc = ProceduralScenes(seed=5, size=SIZE)
+    shaped = ProceduralScenes(seed=5, size=SIZE, aperture=aperture)
+    changed = 0
+    for index in range(4):
+        plain, through = disc.arrays(index), shaped.arrays(index)
+        for name in ("image", "disparity", "df", "K"):
+            np.testing.assert_array_equal(plain[name], through[name], err_msg=name)
+        changed += not np.array_equal(plain["target"], through["target"])
+        # The same light, spread otherwise.
+        assert plain["target"].mean() == pytest.approx(through["target"].mean(), rel=0.05)
+        assert Aperture.from_dict(plain["aperture"]) == Aperture()
+        assert Aperture.from_dict(through["aperture"]) == aperture
+        assert plain["provenance"] == {}
+    assert changed >= 3
+
+
+def test_the_plain_disc_is_the_default() -> None:
+    default = ProceduralScenes(seed=5, size=SIZE)
+    disc = ProceduralScenes(seed=5, size=SIZE, aperture=Aperture())
+    assert digest(default[1]) == digest(disc[1])
+    assert default.settings == disc.settings
+
+
+def test_random_apertures_differ_and_repeat() -> None:
+    scenes = ProceduralScenes(seed=5, size=32, aperture="random")
+    settings = [scenes.arrays(index)["aperture"] for index in range(12)]
+    assert len({json.dumps(one) for one in settings}) > 6
+    again = ProceduralScenes(seed=5, size=32, aperture="random")
+    for index in (7, 0):
+        one, other = scenes.arrays(index), again.arrays(index)
+        assert one["aperture"] == other["aperture"] == settings[index]
+        np.testing.assert_array_equal(one["target"], other["target"])
+
+
+def test_settings_name_the_aperture() -> None:
+    assert ProceduralScenes(aperture="random").settings["aperture"] == "random"
+    shaped = ProceduralScenes(aperture=Aperture(blades=7, cat_eye=0.25))
+    assert shaped.settings["aperture"] == {"blades": 7, "cat_eye": 0.25}
+    assert json.loads(json.dumps(shaped.settings)) == shaped.settings
+
+
+def test_fringe_counts_in_the_disparity_of_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red is blurred by K * fringe pixels where green is sharp, in the units of the sample."""
+    traced = []
+
+    def watched(*arguments: Any, **settings: Any) -> np.ndarray:
+        traced.append((arguments, settings))
+        return trace_pixels(*arguments, **settings)
+
+    monkeypatch.setattr(procedural, "trace_pixels", watched)
+    fringe = 0.05
+    scenes = ProceduralScenes(seed=5, size=32, aperture=Aperture(fringe=fringe))
+    for index in range(3):
+        sample = scenes.arrays(index)
+        (_, _, df, K, *_), settings = traced[-1]
+        red, green, _ = settings["aperture"].channel_focus(df)
+        assert K * (green - red) == pytest.approx(sample["K"] * fringe, rel=1e-9)
+
+
+def test_random_apertures_follow_their_documented_shares() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [random_aperture(rng) for _ in range(2000)]
+    shares = {
+        "disc": (0.35, [one.blades == 0 for one in drawn]),
+        "squeeze": (0.10, [one.squeeze != 1 for one in drawn]),
+        "obstruction": (0.05, [one.obstruction > 0 for one in drawn]),
+        "cat_eye": (0.50, [one.cat_eye > 0 for one in drawn]),
+        "spherical": (0.40, [one.spherical != 0 for one in drawn]),
+        "fringe": (0.15, [one.fringe != 0 for one in drawn]),
+    }
+    for name, (share, found) in shares.items():
+        # Four standard deviations of 2000 draws.
+        assert np.mean(found) == pytest.approx(share, abs=4 * (0.25 / 2000) ** 0.5), name
+    assert {one.blades for one in drawn} == {0, 5, 6, 7, 8, 9}
+    assert max(abs(one.fringe) for one in drawn) <= 0.02
+    assert all(one.picture is None for one in drawn)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -155,6 +258,8 @@ def test_length_indices_and_pickling() -> None:
         ({"light_share": 1.5}, "light_share is 1.5"),
         ({"sharp_share": -0.1}, "sharp_share is -0.1"),
         ({"length": -3}, "length is -3"),
+        ({"aperture": "hexagon"}, "aperture is 'hexagon'"),
+        ({"aperture": 6}, "aperture is 6"),
     ],
 )
 def test_mistakes_are_refused(arguments: dict, sentence: str) -> None:
