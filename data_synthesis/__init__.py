@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from data_synthesis.layer_scenes import LayerScenes
     from data_synthesis.procedural import ProceduralScenes
-    from data_synthesis.shards import ShardedScenes, write_shards
+    from data_synthesis.reader import ShardedScenes, verify_shards
+    from data_synthesis.writer import write_shards
 
-__all__ = ["ProceduralScenes", "ShardedScenes", "write_shards"]
+# Lazy: reading shards needs no numba, tracing scenes does.
+MODULES = {
+    "LayerScenes": "layer_scenes",
+    "ProceduralScenes": "procedural",
+    "ShardedScenes": "reader",
+    "verify_shards": "reader",
+    "write_shards": "writer",
+}
+
+__all__ = ["LayerScenes", "ProceduralScenes", "ShardedScenes", "verify_shards", "write_shards"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: reading shards needs no numba, tracing scenes does.
-    if name == "ProceduralScenes":
-        from data_synthesis.procedural import ProceduralScenes
-
-        return ProceduralScenes
-    if name in ("ShardedScenes", "write_shards"):
-        from data_synthesis import shards
-
-        return getattr(shards, name)
-    raise AttributeError(f"module 'data_synthesis' has no attribute {name!r}")
+    if name not in MODULES:
+        raise AttributeError(f"module 'data_synthesis' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"data_synthesis.{MODULES[name]}"), name)

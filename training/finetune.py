@@ -652,7 +652,7 @@ def open_scenes(shards: str | None, seed: int, args: argparse.Namespace) -> tupl
     """Return scenes by index and their number: those in `shards`, or endless procedural ones."""
     # Reading shards does not need what making scenes needs.
     if shards is not None:
-        from data_synthesis.shards import ShardedScenes
+        from data_synthesis.reader import ShardedScenes
 
         scenes = ShardedScenes(shards)
         return scenes, len(scenes)
