@@ -43,6 +43,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from ..attention import PisaAttnProcessor, PisaConfig, PisaContext, PisaGeometry
 from ..attention.config import COC_UNITS_PER_TOKEN
+from ..grids import enlarged, filled_from_surroundings, pooled
 from ..images import linear_to_srgb, srgb_to_linear
 
 GROUPS = ("nearer", "own", "farther")  # light by where it comes from, seen from the pixel's surface
@@ -92,8 +93,8 @@ def calibrated_token_radius(
     """Radius in tokens whose rendered spread equals that of a uniform disc of ``radius_pixels``.
 
     A disc has the second moment r^2/2. What is rendered on tokens is wider than PISA's own kernel
-    by the spread of :func:`pool_to_tokens`, (1 - 1/t^2) / 12 tokens^2 on each axis, and of
-    :func:`enlarge_tokens`, (1 - 1/t^2) / 4. The radius is chosen so that the sum is right.
+    by the spread of :func:`pooled`, (1 - 1/t^2) / 12 tokens^2 on each axis, and of
+    :func:`enlarged`, (1 - 1/t^2) / 4. The radius is chosen so that the sum is right.
     """
     table_radius, table_moment = calibration_table(slope, radius_pixels.device)
     wanted = radius_pixels.double() ** 2 / (2 * token_size**2)
@@ -114,53 +115,6 @@ def surface_channels(
     return torch.cat(
         [light, torch.ones_like(defocus), defocus.abs(), disparity, torch.asinh(defocus)], 1
     )
-
-
-def pool_to_tokens(pixels: torch.Tensor, token_size: int) -> torch.Tensor:
-    """(B, C, H, W) -> (B, C, ceil(H/t), ceil(W/t)) means; pixels beyond the border count as dark
-    and empty."""
-    height, width = pixels.shape[-2:]
-    pixels = F.pad(pixels, (0, -width % token_size, 0, -height % token_size))
-    return F.avg_pool2d(pixels, token_size) if token_size > 1 else pixels
-
-
-def enlarge_tokens(tokens: torch.Tensor, token_size: int) -> torch.Tensor:
-    """(B, C, h, w) -> (B, C, h t, w t) for t a power of two, without creases at the tokens.
-
-    Each doubling cuts corners as Chaikin's scheme does, so the result tends to the smooth quadratic
-    B-spline; one bilinear enlargement would leave visible facets in a wide blur.
-    """
-    while token_size > 1:
-        tokens = F.interpolate(tokens, scale_factor=2, mode="bilinear", align_corners=False)
-        token_size //= 2
-    return tokens
-
-
-def filled_from_surroundings(known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Spread known values into the unknown around them, over a pyramid of ever coarser grids.
-
-    Args:
-        known: (B, C + 1, h, w) values times presence, and presence in [0, 1] as the last channel.
-
-    Returns:
-        values: (B, C, h, w), 0 where nothing at all is known.
-        distance: (B, 1, h, w) grid steps to what is known, roughly; infinite if there is nothing.
-    """
-    height, width = known.shape[-2:]
-    presence = known[:, -1:]
-    values = known[:, :-1] / presence.clamp_min(1e-6)
-    distance = torch.where(presence > 0, 0.0, math.inf)
-    if height == width == 1:
-        return values, distance
-    coarse, coarse_distance = filled_from_surroundings(pool_to_tokens(known, 2))
-    around = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
-    steps = F.interpolate(coarse_distance, scale_factor=2)[..., :height, :width]
-    trust = (4 * presence).clamp(max=1)  # a quarter of a cell speaks for the whole cell
-    values = torch.lerp(around[..., :height, :width], values, trust)
-    distance = torch.minimum(distance, 2 * steps + 1)
-    # A neighbour one step away may be known although it belongs to another coarse cell.
-    neighbour = -F.max_pool2d(-distance, 3, stride=1, padding=1)
-    return values, torch.minimum(distance, neighbour + 1)
 
 
 def hidden_surfaces(
@@ -186,11 +140,11 @@ def hidden_surfaces(
     hidden = torch.zeros_like(visible[:, :-1])
     distance = torch.full_like(defocus, math.inf)
     slabs = torch.unique(slab_of_pixel).tolist()
-    pooled = {slab: pool_to_tokens(visible * (slab_of_pixel == slab), cell) for slab in slabs}
+    cells = {slab: pooled(visible * (slab_of_pixel == slab), cell) for slab in slabs}
     for slab in slabs:
         # The slabs just behind may hold the same slanted surface: the first does not count, and
         # the farther away the more.
-        behind = [pooled[other] * (slab - 1 - other) for other in slabs if other < slab - 1]
+        behind = [cells[other] * (slab - 1 - other) for other in slabs if other < slab - 1]
         if not behind:
             continue
         values, steps = filled_from_surroundings(torch.stack(behind).sum(0))
@@ -336,8 +290,8 @@ class LightTransport(nn.Module):
         size = self.token_size(slab)
         # Only members send light; where a token lies is asked of every token.
         lit, placed = surface[:, : LIGHT_CHANNELS + 1], surface[:, LIGHT_CHANNELS + 1 :]
-        pooled = pool_to_tokens(torch.cat([lit * member, placed], 1), size)
-        carried, radius, placed = pooled.split([LIGHT_CHANNELS, 1, 2], 1)
+        tokens = pooled(torch.cat([lit * member, placed], 1), size)
+        carried, radius, placed = tokens.split([LIGHT_CHANNELS, 1, 2], 1)
         coverage = carried[:, -1:]
         radius = radius / coverage.clamp_min(1e-6)
         config = processor.context.config
@@ -352,7 +306,7 @@ class LightTransport(nn.Module):
         tokens = tokens.flatten(2).transpose(1, 2).to(self.attn.to_q.weight.dtype)
         arrived = self.attn(tokens, pisa_geometry=geometry).to(surface.dtype)
         arrived = arrived.transpose(1, 2).unflatten(2, carried.shape[-2:])
-        return enlarge_tokens(arrived, size)[..., :height, :width]
+        return enlarged(arrived, size)[..., :height, :width]
 
     def forward(
         self, light: torch.Tensor, disparity: torch.Tensor, defocus: torch.Tensor

@@ -7,14 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from bokehdiff.attention import PisaConfig, remove_pisa
+from bokehdiff.grids import enlarged, pooled
 from bokehdiff.images import linear_to_srgb, srgb_to_linear
 from bokehdiff.models.light_transport_unet import (
     LightTransportUNet,
     calibrated_token_radius,
-    enlarge_tokens,
     hidden_surfaces,
     pisa_kernel_second_moment,
-    pool_to_tokens,
     slab_edges,
     slope_per_token,
 )
@@ -80,8 +79,8 @@ def test_calibration_gives_the_spread_of_a_disc(token_size, radius):
     for place in range(size // 2, size // 2 + token_size):
         lit = torch.zeros(1, 1, 1, size)
         lit[..., place] = token_size
-        lit = pool_to_tokens(lit.expand(1, 1, token_size, size), token_size)
-        row = enlarge_tokens(lit, token_size)[0, 0, 0].double()
+        lit = pooled(lit.expand(1, 1, token_size, size), token_size)
+        row = enlarged(lit, token_size)[0, 0, 0].double()
         spread.append((row * (torch.arange(size) - place) ** 2).sum() / row.sum())
     pooling_and_enlargement = 2 * torch.stack(spread).mean().item() / token_size**2
     # The moment is a staircase where circles pass between tokens, so 1 % remains.
