@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         linear_to_srgb,
         read_disparity,
         read_image,
+        read_linear_image,
         srgb_to_linear,
         write_image,
+        write_linear_image,
     )
     from .models import AutoencoderSpaceToDepth, LightTransportUNet
     from .optics import (
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
         strength_from_camera,
     )
     from .pipelines import BokehDiffPipeline, BokehDiffPipelineOutput
-    from .rendering import Aperture, render_bokeh
+    from .rendering import Aperture, HighlightBoost, render_bokeh
 
 __all__ = [
     # Blur a photograph with the diffusion model.
@@ -45,11 +47,14 @@ __all__ = [
     # Blur it with classical optics.
     "render_bokeh",
     "Aperture",
+    "HighlightBoost",
     # Read, choose the focus, write.
     "read_image",
+    "read_linear_image",
     "read_disparity",
     "focus_disparity_at",
     "write_image",
+    "write_linear_image",
     # From a camera to blur strength, and from distances to disparity.
     "strength_from_camera",
     "sensor_width_from_equivalent",
@@ -73,12 +78,14 @@ __all__ = [
 
 _HOMES = {
     "pipelines": ("BokehDiffPipeline", "BokehDiffPipelineOutput"),
-    "rendering": ("render_bokeh", "Aperture"),
+    "rendering": ("render_bokeh", "Aperture", "HighlightBoost"),
     "images": (
         "read_image",
+        "read_linear_image",
         "read_disparity",
         "focus_disparity_at",
         "write_image",
+        "write_linear_image",
         "srgb_to_linear",
         "linear_to_srgb",
     ),

@@ -1,8 +1,10 @@
 """Photographs and disparity maps: reading, checking, padding, writing, and the sRGB curve.
 
-Whatever a person has becomes one of two tensors:
+Whatever a person has becomes one of three tensors:
 
 - a photograph, (B, 3, H, W) float32, RGB, **display-encoded sRGB** in [0, 1];
+- a photograph with its highlights (HDR), the same shape, in **linear light**: 0 is black, 1 white,
+  lamps are brighter;
 - a disparity map, (B, 1, H, W) float32, larger is nearer, in [0, 1] (or 1/metres, never negative).
 
 Bad input is refused with a ``ValueError`` that says what came, what was wanted and what to do.
@@ -20,7 +22,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +48,11 @@ CAMERA_RAW_SUFFIXES = {
     ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf",
     ".raw", ".rw2", ".srw",
 }  # fmt: skip
+
+# OpenEXR and Radiance: these files always hold linear light.
+LINEAR_LIGHT_SUFFIXES = (".exr", ".hdr")
+# Files that can hold linear light; in the last three, only the person who made them knows.
+FLOAT_SUFFIXES = (*LINEAR_LIGHT_SUFFIXES, ".tif", ".tiff", ".npy")
 
 # --- Display and linear light ---------------------------------------------------------------------
 
@@ -90,7 +97,9 @@ def read_image(path: PathLike, *, linear: bool = False) -> torch.Tensor:
     Turned upright by its EXIF orientation. Palette, grayscale, CMYK and 16-bit pictures are
     converted; 16-bit PNG and TIFF keep their precision; an embedded colour profile is converted to
     sRGB. Transparent pixels are laid over white, as viewers and JPEG export do, with a warning.
-    ``.npy`` files hold (H, W, 3) or (H, W): uint8, uint16, or floats in [0, 1].
+    ``.npy`` files hold (H, W, 3) or (H, W): uint8, uint16, or floats in [0, 1]. Of OpenEXR and
+    Radiance files, which hold linear light, what is brighter than white is cut off, with a warning;
+    :func:`read_linear_image` keeps it.
 
     Args:
         path: the file. Camera raw files have to be developed first.
@@ -106,6 +115,8 @@ def read_image(path: PathLike, *, linear: bool = False) -> torch.Tensor:
             f"{file.name} is a camera raw file; wanted a developed photograph: export it as JPEG, "
             "16-bit PNG or TIFF first."
         )
+    if file.suffix.lower() in LINEAR_LIGHT_SUFFIXES:
+        return _cut_off_at_white(read_linear_image(file), file.name)
     if file.suffix.lower() == ".npy":
         samples = _load_numpy(file)
     else:
@@ -378,6 +389,11 @@ def _unit_range(values: torch.Tensor, name: str) -> torch.Tensor:
             hint = "If it is in 0..65535, pass image / 65535, or convert it to uint16."
         else:
             hint = "Scale it so that black is 0 and white is 1."
+        if low >= 0:
+            hint += (
+                " If it is linear light with highlights beyond white, render it with render_bokeh "
+                'and highlights="hdr" (--method layered --highlights hdr on the command line).'
+            )
         raise ValueError(
             f"{name} has values from {low:.4g} to {high:.4g}; wanted display-encoded values in [0, "
             f"1]. {hint}"
@@ -408,6 +424,152 @@ def _three_channels(image: torch.Tensor, name: str, *, linear: bool = False) -> 
             )
             colour = colour * alpha + (1 - alpha)
     return colour.expand(*colour.shape[:-3], 3, -1, -1).contiguous()
+
+
+# --- Reading linear light -------------------------------------------------------------------------
+
+
+def read_linear_image(path: PathLike) -> torch.Tensor:
+    """Returns the photograph in a file as (1, 3, H, W) float32 linear light, not cut off at white.
+
+    0 is black, 1 white, lamps are brighter; primaries are taken to be those of sRGB. Gray becomes
+    colour. Of an OpenEXR file the first part is read, and of that the display window. Negative
+    values, which no light has, become 0, and transparent pixels are laid over black; both with a
+    warning.
+
+    Args:
+        path: OpenEXR (``.exr``) and Radiance (``.hdr``); ``.tif``, ``.tiff`` and ``.npy`` with
+            floats, which are taken to be linear light. All but ``.npy`` need
+            ``pip install 'bokehdiff[hdr]'``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another kind of file; whole numbers; damaged; NaN or infinite values; the
+            package is missing.
+    """
+    file = _existing_file(path, "photograph")
+    suffix = file.suffix.lower()
+    if suffix not in FLOAT_SUFFIXES:
+        raise ValueError(
+            f"{file.name} has no highlights beyond white; wanted linear light in a file ending in "
+            f"{', '.join(FLOAT_SUFFIXES)}. Read it as an ordinary photograph (without --highlights "
+            "hdr on the command line)."
+        )
+    samples = _float_array(file) if suffix == ".npy" else _float_file_samples(file)
+    values = torch.from_numpy(_native(samples)).to(torch.float32).permute(2, 0, 1)[None]
+    return _repaired_light(values, file.name)
+
+
+def _float_array(file: Path) -> np.ndarray:
+    """Gives the (H, W, 1) or (H, W, 3) floats of a numpy file."""
+    samples = _load_numpy(file)
+    if not isinstance(samples, np.ndarray) or samples.dtype.kind != "f":
+        _refuse_whole_numbers(file.name, getattr(samples, "dtype", "several arrays"))
+    if samples.ndim == 2:
+        samples = samples[:, :, None]
+    if samples.ndim != 3 or samples.shape[2] not in (1, 3) or 0 in samples.shape:
+        raise ValueError(
+            f"{file.name} has shape {samples.shape}; wanted linear light (H, W, 3), or (H, W) gray."
+        )
+    return samples
+
+
+def _refuse_whole_numbers(name: str, came: Any) -> NoReturn:
+    raise ValueError(
+        f"{name} holds {came} values; wanted linear light as floats. Read whole numbers, which are "
+        "display-encoded, as an ordinary photograph (without --highlights hdr on the command line)."
+    )
+
+
+def _float_file_samples(file: Path) -> np.ndarray:
+    """Gives the upright samples of an OpenEXR, Radiance or TIFF file, (H, W, C), C = 1, 3 or 4."""
+    image_io = open_image_io(file.name)
+    buffer = image_io.ImageBuf(str(file))
+    if not buffer.read(force=True, convert=image_io.FLOAT):
+        reason = buffer.geterror().splitlines()[0]
+        raise ValueError(
+            f"{file.name} is damaged, truncated or of another format ({reason}); wanted a complete "
+            f"{file.suffix.lower()} file. Copy or export it again."
+        )
+    if buffer.nativespec().format.basetype not in (
+        image_io.HALF, image_io.FLOAT, image_io.DOUBLE,
+    ):  # fmt: skip
+        _refuse_whole_numbers(file.name, buffer.nativespec().format)
+    names = list(buffer.spec().channelnames)
+    if {"R", "G", "B"} <= set(names):
+        wanted = [name for name in "RGBA" if name in names]
+    elif "Y" in names or len(names) == 1:
+        wanted = ["Y" if "Y" in names else names[0]]
+    else:
+        raise ValueError(
+            f"{file.name} has the channels {', '.join(names)}; wanted R, G and B, or Y. Export the "
+            "picture itself."
+        )
+    buffer = image_io.ImageBufAlgo.reorient(buffer)
+    # What lies beyond the display window goes; what is missing in it is black.
+    buffer = image_io.ImageBufAlgo.cut(buffer, buffer.roi_full)
+    return buffer.get_pixels(image_io.FLOAT)[:, :, [names.index(name) for name in wanted]]
+
+
+def open_image_io(name: str) -> Any:
+    """Returns the OpenImageIO package.
+
+    Raises:
+        ValueError: the package is missing; `name` is the file that needs it.
+    """
+    try:
+        import OpenImageIO
+    except ImportError:
+        raise ValueError(
+            f"{name} needs the OpenImageIO package: pip install 'bokehdiff[hdr]'."
+        ) from None
+    return OpenImageIO
+
+
+def _repaired_light(values: torch.Tensor, name: str) -> torch.Tensor:
+    """Checks (1, 1 | 3 | 4, H, W) linear light; gives three channels, none of them negative."""
+    unknown = int((~torch.isfinite(values)).sum())
+    if unknown:
+        raise ValueError(
+            f"{name} has {unknown} NaN or infinite values; wanted finite linear light. Repair the "
+            "picture first (numpy.nan_to_num, or interpolate)."
+        )
+    if values.shape[1] == 4:
+        transparent = float((values[:, 3] < 1).to(torch.float32).mean())
+        if transparent > 0:
+            # The samples of these files come multiplied by their opacity.
+            warnings.warn(
+                f"{name} is transparent in {100 * transparent:.3g} % of its pixels, which were "
+                "laid over black. Flatten it over a background of your choice to decide "
+                "otherwise.",
+                InputRepairedWarning,
+                stacklevel=3,
+            )
+        values = values[:, :3]
+    negative = float((values < 0).any(dim=1).to(torch.float32).mean())
+    if negative > 0:
+        warnings.warn(
+            f"{name} is negative in {100 * negative:.3g} % of its pixels, which no light is; these "
+            "values became 0.",
+            InputRepairedWarning,
+            stacklevel=3,
+        )
+        values = values.clamp(min=0)
+    return values.expand(-1, 3, -1, -1).contiguous()
+
+
+def _cut_off_at_white(light: torch.Tensor, name: str) -> torch.Tensor:
+    """Gives display-encoded sRGB in [0, 1] from linear light."""
+    brighter = float((light > 1).any(dim=1).to(torch.float32).mean())
+    if brighter > 0:
+        warnings.warn(
+            f"{name} is brighter than white in {100 * brighter:.3g} % of its pixels, which were "
+            'cut off at white. render_bokeh with highlights="hdr" keeps them (--method layered '
+            "--highlights hdr on the command line).",
+            InputRepairedWarning,
+            stacklevel=3,
+        )
+    return linear_to_srgb(light).clamp(max=1)
 
 
 # --- Reading disparity maps -----------------------------------------------------------------------
@@ -877,15 +1039,15 @@ PICTURE_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
     ".webp": ("WEBP", {"lossless": True}),
 }
-WRITABLE_SUFFIXES = (*PICTURE_FORMATS, ".npy")
+WRITABLE_SUFFIXES = (*PICTURE_FORMATS, ".npy", *LINEAR_LIGHT_SUFFIXES)
 
 
 def write_image(path: PathLike, image: Any, overwrite: bool = False) -> Path:
     """Writes one image; returns its path. The suffix decides the format.
 
     8 bits per channel, rounded to nearest: PNG, TIFF, WebP (lossless), JPEG (quality 95, full
-        colour
-    resolution). ``.npy`` holds float32 (H, W, 3). The file appears complete or not at all.
+    colour resolution). ``.npy`` holds float32 (H, W, 3). ``.exr`` and ``.hdr`` hold linear light,
+    into which the image is decoded. The file appears complete or not at all.
 
     Args:
         path: where to; its folder has to exist.
@@ -898,23 +1060,14 @@ def write_image(path: PathLike, image: Any, overwrite: bool = False) -> Path:
         FileNotFoundError: the folder does not exist.
         ValueError: unknown suffix, or not exactly one valid image.
     """
-    file = Path(path).expanduser()
-    suffix = file.suffix.lower()
-    if suffix not in WRITABLE_SUFFIXES:
-        raise ValueError(
-            f"{file.name} ends in {suffix or 'no suffix'}; wanted one of "
-            f"{', '.join(WRITABLE_SUFFIXES)}."
-        )
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {file.parent}; create it first.")
-    if file.exists() and not overwrite:
-        raise FileExistsError(
-            f"{file} exists already; wanted a new file. Choose another name, or pass "
-            "overwrite=True (--force on the command line)."
-        )
+    file = _file_to_write(path, WRITABLE_SUFFIXES, overwrite)
     batch = as_image_batch(image)
     if batch.shape[0] != 1:
         raise ValueError(f"There are {batch.shape[0]} images for one file; wanted one for each.")
+    suffix = file.suffix.lower()
+    if suffix in LINEAR_LIGHT_SUFFIXES:
+        _write_whole(file, _encode_floats(srgb_to_linear(batch), file))
+        return file
     pixels = batch[0].detach().permute(1, 2, 0).cpu()
     encoded = io.BytesIO()
     if suffix == ".npy":
@@ -925,6 +1078,83 @@ def write_image(path: PathLike, image: Any, overwrite: bool = False) -> Path:
         picture.save(encoded, format=picture_format, **options)
     _write_whole(file, encoded.getvalue())
     return file
+
+
+def write_linear_image(path: PathLike, light: torch.Tensor, overwrite: bool = False) -> Path:
+    """Writes linear light, highlights and all; returns its path. The suffix decides the format.
+
+    ``.exr``, ``.tif``, ``.tiff`` and ``.npy`` hold float32 and lose nothing; ``.hdr`` keeps 8 bits
+    of the brightest channel and a common exponent. All but ``.npy`` need
+    ``pip install 'bokehdiff[hdr]'``. The file appears complete or not at all.
+
+    Args:
+        path: where to; its folder has to exist.
+        light: (1, 3, H, W) or (3, H, W) linear light, finite and not negative.
+        overwrite: replace a file that is there.
+
+    Raises:
+        FileExistsError: the file is there, and `overwrite` is False.
+        FileNotFoundError: the folder does not exist.
+        ValueError: unknown suffix, another shape, values that are no light, or the package is
+            missing.
+    """
+    file = _file_to_write(path, FLOAT_SUFFIXES, overwrite)
+    batch = light[None] if light.ndim == 3 else light
+    if batch.ndim != 4 or batch.shape[:2] != (1, 3) or not batch.is_floating_point():
+        raise ValueError(
+            f"light is {tuple(light.shape)} of {_type_name(light)}; wanted one picture of floats, "
+            "(1, 3, H, W)."
+        )
+    if not bool(torch.isfinite(batch).all()) or bool((batch < 0).any()):
+        raise ValueError(
+            "light has NaN, infinite or negative values; wanted finite values from 0 up."
+        )
+    _write_whole(file, _encode_floats(batch, file))
+    return file
+
+
+def _file_to_write(path: PathLike, suffixes: Sequence[str], overwrite: bool) -> Path:
+    """Gives the path if it can be written to with one of these suffixes."""
+    file = Path(path).expanduser()
+    suffix = file.suffix.lower()
+    if suffix not in suffixes:
+        raise ValueError(
+            f"{file.name} ends in {suffix or 'no suffix'}; wanted one of {', '.join(suffixes)}."
+        )
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {file.parent}; create it first.")
+    if file.exists() and not overwrite:
+        raise FileExistsError(
+            f"{file} exists already; wanted a new file. Choose another name, or pass "
+            "overwrite=True (--force on the command line)."
+        )
+    return file
+
+
+def _encode_floats(light: torch.Tensor, file: Path) -> bytes:
+    """Gives the bytes of a file like `file` that holds (1, 3, H, W) linear light as float32."""
+    pixels = light[0].detach().permute(1, 2, 0).to("cpu", torch.float32).numpy()
+    if file.suffix.lower() == ".npy":
+        encoded = io.BytesIO()
+        np.save(encoded, pixels)
+        return encoded.getvalue()
+    image_io = open_image_io(file.name)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / f"light{file.suffix.lower()}"
+        height, width, channels = pixels.shape
+        output = image_io.ImageOutput.create(str(whole))
+        description = image_io.ImageSpec(width, height, channels, image_io.FLOAT)
+        description["compression"] = "zip"
+        complete = (
+            output is not None
+            and output.open(str(whole), description)
+            and output.write_image(np.ascontiguousarray(pixels))
+            and output.close()
+        )
+        if not complete:
+            reason = output.geterror() if output is not None else image_io.geterror()
+            raise OSError(f"{file.name} could not be encoded ({reason}).")
+        return whole.read_bytes()
 
 
 def _write_whole(file: Path, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -210,6 +211,143 @@ def test_transparency_is_laid_over_white_with_a_warning(tmp_path, kind):
     with pytest.warns(images.InputRepairedWarning, match="transparent in 50 %"):
         image = as_rows(images.as_image_batch(given))
     assert np.allclose(image[:, :3] * 255, (40, 80, 120)) and (image[:, 3:] == 1).all()
+
+
+# --- Linear light ---
+
+
+@pytest.fixture
+def light() -> torch.Tensor:
+    """(1, 3, 6, 9) linear light: black, dark, white, and lamps up to 5000 times white."""
+    generator = torch.Generator().manual_seed(0)
+    values = 10 ** torch.empty(1, 3, 6, 9).uniform_(-3, 3.7, generator=generator)
+    values[..., 0, 0], values[..., 0, 1] = 0, 1
+    return values
+
+
+@pytest.mark.parametrize("suffix", images.FLOAT_SUFFIXES)
+def test_linear_light_round_trip(tmp_path, light, suffix):
+    if suffix != ".npy":
+        pytest.importorskip("OpenImageIO", reason="pip install '.[hdr]'")
+    path = images.write_linear_image(tmp_path / f"night{suffix}", light)
+    assert path == tmp_path / f"night{suffix}" and list(tmp_path.iterdir()) == [path]
+    back = images.read_linear_image(path)
+    assert back.shape == light.shape and back.dtype == torch.float32
+    if suffix == ".hdr":
+        # Eight bits and a common exponent: half a step is at most 1/256 of the brightest channel;
+        # encoders that cut instead of rounding lose twice that.
+        assert ((back - light).abs() <= light.amax(1, keepdim=True) / 128).all()
+    else:
+        assert torch.equal(back, light)
+
+
+@pytest.mark.parametrize("suffix", [".exr", ".tif"])
+def test_files_made_by_other_programs(tmp_path, light, suffix):
+    """Half floats, gray, channels in another order, and windows, written by the library itself."""
+    image_io = pytest.importorskip("OpenImageIO", reason="pip install '.[hdr]'")
+    pixels = as_rows(light)
+
+    def save(name: str, channels: tuple[str, ...], samples: np.ndarray, **window: int) -> Path:
+        path = tmp_path / f"{name}{suffix}"
+        height, width, count = samples.shape
+        kind = image_io.HALF if suffix == ".exr" else image_io.FLOAT
+        description = image_io.ImageSpec(width, height, count, kind)
+        description.channelnames = channels
+        for key, value in window.items():
+            setattr(description, key, value)
+        output = image_io.ImageOutput.create(str(path))
+        assert output.open(str(path), description)
+        assert output.write_image(np.ascontiguousarray(samples)) and output.close()
+        return path
+
+    half = 2.0**-11 if suffix == ".exr" else 0
+    colour = images.read_linear_image(save("colour", ("R", "G", "B"), pixels))
+    assert ((colour - light).abs() <= half * light).all()
+    gray = images.read_linear_image(save("gray", ("Y",), pixels[:, :, :1]))
+    assert torch.equal(gray[:, 0], gray[:, 2])
+    assert ((gray - light[:, :1]).abs() <= half * light[:, :1]).all()
+    if suffix == ".exr":
+        depth = np.dstack([pixels, pixels[:, :, :1]])
+        with_depth = images.read_linear_image(save("depth", ("R", "G", "B", "Z"), depth))
+        assert torch.equal(with_depth, colour)
+        window = dict(x=-2, y=1, full_x=0, full_y=0, full_width=9, full_height=6)
+        cut = images.read_linear_image(save("window", ("R", "G", "B"), pixels, **window))
+        assert torch.equal(cut[..., 1:, :7], colour[..., :5, 2:])
+        assert (cut[..., 0, :] == 0).all() and (cut[..., 7:] == 0).all()
+
+
+def test_linear_light_of_a_turned_tiff(tmp_path, light):
+    pytest.importorskip("OpenImageIO", reason="pip install '.[hdr]'")
+    tifffile = pytest.importorskip("tifffile")
+    quarter_turn = [(274, "H", 1, 6, True)]  # the EXIF orientation: stored 90 degrees to the left
+    stored = np.ascontiguousarray(np.rot90(as_rows(light)))
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extratags=quarter_turn)
+    assert torch.equal(images.read_linear_image(tmp_path / "a.tif"), light)
+
+
+def test_linear_light_of_numpy_files(tmp_path, light):
+    np.save(tmp_path / "half.npy", as_rows(light).astype(np.float16))
+    np.save(tmp_path / "gray.npy", as_rows(light)[:, :, 1].astype(">f8"))
+    half = images.read_linear_image(tmp_path / "half.npy")
+    assert torch.equal(half, light.half().float())
+    gray = images.read_linear_image(tmp_path / "gray.npy")
+    assert torch.equal(gray, light[:, 1:2].expand(1, 3, 6, 9))
+
+
+def test_negative_light_becomes_black_with_a_warning(tmp_path, light):
+    values = as_rows(light).copy()
+    values[2, 3, 1] = -0.25
+    np.save(tmp_path / "night.npy", values)
+    with pytest.warns(images.InputRepairedWarning, match=r"negative in 1\.85 % .* became 0"):
+        back = as_rows(images.read_linear_image(tmp_path / "night.npy"))
+    values[2, 3, 1] = 0
+    assert np.array_equal(back, values)
+
+
+def test_transparent_linear_light_is_laid_over_black_with_a_warning(tmp_path, light):
+    image_io = pytest.importorskip("OpenImageIO", reason="pip install '.[hdr]'")
+    samples = np.ones((6, 9, 4), np.float32)
+    samples[:, :, :3] = as_rows(light)
+    samples[:3] *= 0.5
+    description = image_io.ImageSpec(9, 6, 4, image_io.FLOAT)
+    output = image_io.ImageOutput.create(str(tmp_path / "night.exr"))
+    assert output.open(str(tmp_path / "night.exr"), description)
+    assert output.write_image(samples) and output.close()
+    with pytest.warns(images.InputRepairedWarning, match="transparent in 50 % .* over black"):
+        back = images.read_linear_image(tmp_path / "night.exr")
+    assert np.array_equal(as_rows(back), samples[:, :, :3])
+
+
+@pytest.mark.parametrize("suffix", images.LINEAR_LIGHT_SUFFIXES)
+def test_an_hdr_file_as_an_ordinary_photograph(tmp_path, photo, light, suffix):
+    pytest.importorskip("OpenImageIO", reason="pip install '.[hdr]'")
+    path = images.write_image(tmp_path / f"photo{suffix}", photo)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        back = as_rows(images.as_image_batch(path))
+    decoded = images.srgb_to_linear(photo / np.float32(255))
+    tolerance = decoded.max(2, keepdims=True) / 128 if suffix == ".hdr" else 1e-6
+    assert (np.abs(images.srgb_to_linear(back) - decoded) <= tolerance).all()
+
+    images.write_linear_image(path, light, overwrite=True)
+    share = 100 * float((light > 1).any(1).float().mean())
+    with pytest.warns(images.InputRepairedWarning, match=rf"white in {share:.3g} % .* cut off"):
+        back = images.read_image(path)
+    kept = images.read_linear_image(path)
+    assert torch.equal(back, images.linear_to_srgb(kept).clamp(max=1)) and back.max() == 1
+
+
+def test_linear_light_without_the_package(tmp_path, light, monkeypatch):
+    images.write_linear_image(tmp_path / "night.npy", light)
+    (tmp_path / "night.exr").write_bytes(b"v/1")
+    monkeypatch.setitem(sys.modules, "OpenImageIO", None)
+    wanted = r"needs the OpenImageIO package: pip install 'bokehdiff\[hdr\]'"
+    with pytest.raises(ValueError, match="night.exr " + wanted):
+        images.read_linear_image(tmp_path / "night.exr")
+    with pytest.raises(ValueError, match="out.hdr " + wanted):
+        images.write_linear_image(tmp_path / "out.hdr", light)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["night.exr", "night.npy"]
+    assert torch.equal(images.read_linear_image(tmp_path / "night.npy"), light)
 
 
 # --- Images in memory ---

@@ -1,6 +1,9 @@
 """Classical renderers of lens blur, in linear light, and the aperture they share."""
 
 from bokehdiff.rendering.aperture import Aperture
+from bokehdiff.rendering.highlights import HighlightBoost, recover_highlights
+from bokehdiff.rendering.layered import layered_blur, layered_reference
+from bokehdiff.rendering.pyramid import pyramid_blur
 from bokehdiff.rendering.raytraced import LayerRender, render_layers
 from bokehdiff.rendering.render import render_bokeh
 from bokehdiff.rendering.scatter import (
@@ -11,8 +14,13 @@ from bokehdiff.rendering.scatter import (
 
 __all__ = [
     "Aperture",
+    "HighlightBoost",
     "LayerRender",
     "depth_ordered_scatter",
+    "layered_blur",
+    "layered_reference",
+    "pyramid_blur",
+    "recover_highlights",
     "render_bokeh",
     "render_layers",
     "scatter_bokehme",
