@@ -19,6 +19,9 @@ from . import TINY, __version__
 if TYPE_CHECKING:
     import torch
 
+    from .rendering import Aperture
+    from .rendering.highlights import HighlightBoost
+
 app = typer.Typer(
     name="bokehdiff",
     help="Lens blur for photographs.",
@@ -35,6 +38,9 @@ Examples:
   bokehdiff render photo.jpg --disparity depth.pfm --normalise --focus 512,300 -o blurred.png
   bokehdiff render shots/*.jpg --disparity maps/ --focus 960,540 -o blurred/
   bokehdiff render shots/*.jpg --disparity 'maps/{stem}_16bit.png' --df 0.5 -o blurred/
+  bokehdiff render photo.jpg --disparity photo.npy --df 0.7 --blades 7 --cat-eye 0.4 -o out.jpg
+  bokehdiff render night.jpg --disparity n.npy --df 0.7 --highlights boost -o out.png
+  bokehdiff render night.exr --disparity n.npy --df 0.7 -o out.exr
 """
 
 DISPARITY_SUFFIXES = (".npy", ".npz", ".pfm", ".png", ".tif", ".tiff")
@@ -44,7 +50,20 @@ class Method(str, enum.Enum):
     """How the blur is made."""
 
     model = "model"
+    layered = "layered"
     scatter = "scatter"
+    pyramid = "pyramid"
+
+
+class Highlights(str, enum.Enum):
+    """What is done about highlights that are brighter than white."""
+
+    none = "none"
+    boost = "boost"
+    hdr = "hdr"
+
+
+CLASSICAL_METHODS = ", ".join(method.value for method in Method if method is not Method.model)
 
 
 class Mistake(ValueError):
@@ -158,8 +177,14 @@ def render(
         ),
     ] = 20.0,
     method: Annotated[
-        Method, typer.Option(help="The diffusion model, or the classical scatter renderer.")
-    ] = Method.model,
+        Method | None,
+        typer.Option(
+            help="model, the diffusion model; or a classical renderer: layered, the most faithful; "
+            "scatter, without a guess of what is hidden; pyramid, a fast preview. Default: model, "
+            "or layered if options of the lens or highlights or an .exr or .hdr photo ask for it.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -168,12 +193,100 @@ def render(
             show_default=False,
         ),
     ] = None,
+    blades: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of aperture blades, 3 or more; 0 is a circle. This and the following "
+            "options of the lens go with a classical method.",
+            show_default=False,
+        ),
+    ] = None,
+    rotation: Annotated[
+        float | None,
+        typer.Option(help="Turn the opening: degrees, clockwise.", show_default=False),
+    ] = None,
+    roundness: Annotated[
+        float | None,
+        typer.Option(
+            help="Bend of the blades: 0 straight (default), 1 a circle.", show_default=False
+        ),
+    ] = None,
+    squeeze: Annotated[
+        float | None,
+        typer.Option(
+            help="Anamorphic lens: width of the opening divided by its height, 0.25 to 4.",
+            show_default=False,
+        ),
+    ] = None,
+    obstruction: Annotated[
+        float | None,
+        typer.Option(
+            help="Mirror lens: radius of the central obstruction as a share of the opening's.",
+            show_default=False,
+        ),
+    ] = None,
+    cat_eye: Annotated[
+        float | None,
+        typer.Option(
+            help="Optical vignetting, 0 (default) to 1: narrows the discs towards the corners.",
+            show_default=False,
+        ),
+    ] = None,
+    spherical: Annotated[
+        float | None,
+        typer.Option(
+            help="Spherical aberration, -1 to 1: above 0 bright-rimmed discs behind the plane in "
+            "focus and soft ones before it, below 0 the reverse.",
+            show_default=False,
+        ),
+    ] = None,
+    fringe: Annotated[
+        float | None,
+        typer.Option(
+            help="Longitudinal chromatic aberration: red and blue are in focus at this much less "
+            "disparity than green.",
+            show_default=False,
+        ),
+    ] = None,
+    aperture_picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The shape of the opening as a picture: white lets light through.",
+            show_default=False,
+        ),
+    ] = None,
+    highlights: Annotated[
+        Highlights | None,
+        typer.Option(
+            help="boost: give clipped lamps their light back, so that they become discs. hdr: the "
+            "photograph is linear light and is not cut off at white (.exr, .hdr, and .tif or .npy "
+            "with floats). none: white is the brightest. Default: hdr for .exr and .hdr, else "
+            "none. boost and hdr go with a classical method.",
+            show_default=False,
+        ),
+    ] = None,
+    highlight_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Level between 0 and 1 from which a pixel counts as clipped. Default: 0.985; 0.95 "
+            "suits JPEG.",
+            show_default=False,
+        ),
+    ] = None,
+    highlight_gain: Annotated[
+        float | None,
+        typer.Option(
+            help="How many times as bright as shown a clipped lamp is taken to be. Default: 24.",
+            show_default=False,
+        ),
+    ] = None,
     normalise: Annotated[
         bool,
         typer.Option(
             "--normalise/--no-normalise",
             help="Stretch each disparity map to [0, 1] first: for stereo pixels, 1/metres and "
-            "other units. --df and --K then refer to the stretched map.",
+            "other units. --df, --K and --fringe then refer to the stretched map.",
         ),
     ] = False,
     invalid: Annotated[
@@ -197,13 +310,24 @@ def render(
     with _plain_speech():
         focus_point = _check_focus_options(df, focus)
         _check_strength(df, strength)
+        lens = {
+            "blades": blades, "rotation": rotation, "roundness": roundness, "squeeze": squeeze,
+            "obstruction": obstruction, "cat_eye": cat_eye, "spherical": spherical,
+            "fringe": fringe, "aperture_picture": aperture_picture,
+        }  # fmt: skip
+        lens = {name: value for name, value in lens.items() if value is not None}
+        if method is None:
+            method = _suited_method(photos, model, lens, highlights)
         if model is not None and method is not Method.model:
             raise Mistake(f"--model goes with --method model, not with --method {method.value}.")
+        aperture = _aperture(method, lens)
+        boost = _boost(method, highlights, highlight_threshold, highlight_gain)
+        linear = [_is_linear(photo, method, highlights) for photo in photos]
         pairs = _pair(photos, disparity)
-        targets = _plan_outputs(photos, output, force)
+        targets = _plan_outputs(photos, linear, output, force)
         failures = _render_all(
-            pairs, targets, _renderer(method, model, device), df, focus_point, strength,
-            normalise=normalise, invalid=invalid, force=force,
+            pairs, linear, targets, _renderer(method, model, device, aperture, boost),
+            df, focus_point, strength, normalise=normalise, invalid=invalid, force=force,
         )  # fmt: skip
         if failures:
             raise typer.Exit(1)
@@ -228,6 +352,69 @@ def _check_strength(df: float | None, strength: float) -> None:
     from .optics import check_focus_and_strength
 
     check_focus_and_strength(0.0 if df is None else df, strength, batch_size=1)
+
+
+def _suited_method(
+    photos: list[Path], model: str | None, lens: dict[str, Any], highlights: Highlights | None
+) -> Method:
+    """The model, unless something is asked for that only the classical renderers can do."""
+    from .images import LINEAR_LIGHT_SUFFIXES
+
+    bright = any(photo.suffix.lower() in LINEAR_LIGHT_SUFFIXES for photo in photos)
+    if model is None and (lens or bright or highlights in (Highlights.boost, Highlights.hdr)):
+        return Method.layered
+    return Method.model
+
+
+def _aperture(method: Method, lens: dict[str, Any]) -> Aperture | None:
+    """The opening that the given options describe; None without any."""
+    if not lens:
+        return None
+    if method is Method.model:
+        option = "--" + next(iter(lens)).replace("_", "-")
+        raise Mistake(
+            f"{option} does not go with --method model, whose lens has a circular opening; wanted "
+            f"--method {CLASSICAL_METHODS}."
+        )
+    from .rendering import Aperture
+
+    picture = lens.pop("aperture_picture", None)
+    return Aperture(**lens) if picture is None else Aperture.from_picture(picture, **lens)
+
+
+def _boost(
+    method: Method, highlights: Highlights | None, threshold: float | None, gain: float | None
+) -> HighlightBoost | None:
+    """How clipped highlights are boosted; None if they are not."""
+    if highlights in (Highlights.boost, Highlights.hdr) and method is Method.model:
+        raise Mistake(
+            f"--highlights {highlights.value} does not go with --method model, which takes "
+            f"photographs cut off at white; wanted --method {CLASSICAL_METHODS}."
+        )
+    numbers = {"threshold": threshold, "gain": gain}
+    given = {name: number for name, number in numbers.items() if number is not None}
+    if highlights is not Highlights.boost:
+        if given:
+            raise Mistake(f"--highlight-{next(iter(given))} goes with --highlights boost.")
+        return None
+    from .rendering.highlights import HighlightBoost
+
+    return HighlightBoost(**given)
+
+
+def _is_linear(photo: Path, method: Method, highlights: Highlights | None) -> bool:
+    """Whether a photograph is read, rendered and kept as linear light beyond white."""
+    from .images import LINEAR_LIGHT_SUFFIXES
+
+    holds_highlights = photo.suffix.lower() in LINEAR_LIGHT_SUFFIXES
+    if holds_highlights and highlights is Highlights.boost:
+        raise Mistake(
+            f"{photo.name} holds its highlights, so there is nothing to boost; leave --highlights "
+            "out."
+        )
+    if highlights is None:
+        return holds_highlights and method is not Method.model
+    return highlights is Highlights.hdr
 
 
 def _pair(photos: list[Path], disparity: str) -> list[tuple[Path, Path]]:
@@ -278,9 +465,15 @@ def _find_disparity(folder: Path, photo: Path) -> Path:
     return found[0]
 
 
-def _plan_outputs(photos: list[Path], output: Path, force: bool) -> list[Path]:
+def _plan_outputs(photos: list[Path], linear: list[bool], output: Path, force: bool) -> list[Path]:
     """Decides every output file, and refuses before anything is rendered."""
-    from .images import PICTURE_FORMATS, WRITABLE_SUFFIXES
+    from .images import (
+        FLOAT_SUFFIXES,
+        LINEAR_LIGHT_SUFFIXES,
+        PICTURE_FORMATS,
+        WRITABLE_SUFFIXES,
+        open_image_io,
+    )
 
     suffix = output.suffix.lower()
     into_folder = output.is_dir() or suffix == "" or len(photos) > 1
@@ -300,10 +493,10 @@ def _plan_outputs(photos: list[Path], output: Path, force: bool) -> list[Path]:
         raise Mistake(f"-o {output}: there is no folder {output.parent}; create it first.")
     targets = [output]
     if into_folder:
-        targets = [
-            output / (p.name if p.suffix.lower() in PICTURE_FORMATS else f"{p.stem}.png")
-            for p in photos
-        ]
+        targets = []
+        for photo, is_linear in zip(photos, linear, strict=True):
+            kept = photo.suffix.lower() in (FLOAT_SUFFIXES if is_linear else PICTURE_FORMATS)
+            targets.append(output / (photo.name if kept else f"{photo.stem}.png"))
     seen: dict[Path, Path] = {}
     for photo, target in zip(photos, targets, strict=True):
         if target in seen:
@@ -321,14 +514,26 @@ def _plan_outputs(photos: list[Path], output: Path, force: bool) -> list[Path]:
             f"{existing[0]}{more} exists already; nothing was rendered. Choose another -o, or add "
             "--force to overwrite."
         )
+    for target, is_linear in zip(targets, linear, strict=True):
+        holds_floats = is_linear and target.suffix.lower() in (".tif", ".tiff")
+        if holds_floats or target.suffix.lower() in LINEAR_LIGHT_SUFFIXES:
+            open_image_io(target.name)
     return targets
 
 
-Renderer = Callable[["torch.Tensor", "torch.Tensor", float, float], "torch.Tensor"]
+Renderer = Callable[["torch.Tensor", "torch.Tensor", float, float, bool], "torch.Tensor"]
+"""render(image, disparity, df, K, linear): `linear` says whether image and result are linear light
+(1, 3, H, W), else they are display-encoded in [0, 1]."""
 
 
-def _renderer(method: Method, model: str | None, device: str | None) -> Renderer:
-    """Gives render(image, disparity, df, K) -> (1, 3, H, W) in [0, 1], with the model loaded."""
+def _renderer(
+    method: Method,
+    model: str | None,
+    device: str | None,
+    aperture: Aperture | None,
+    boost: HighlightBoost | None,
+) -> Renderer:
+    """Gives the function that renders one photograph, with the model loaded."""
     import torch
 
     if device is None:
@@ -338,15 +543,18 @@ def _renderer(method: Method, model: str | None, device: str | None) -> Renderer
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise Mistake(f"--device {device} cannot be used ({reason}); try --device cpu.") from None
-    if method is Method.scatter:
+    if method is not Method.model:
         from .rendering import render_bokeh
 
-        def scatter(
-            image: torch.Tensor, disparity: torch.Tensor, df: float, K: float
+        def classical(
+            image: torch.Tensor, disparity: torch.Tensor, df: float, K: float, linear: bool
         ) -> torch.Tensor:
-            return render_bokeh(image.to(device), disparity.to(device), df, K)
+            return render_bokeh(
+                image.to(device), disparity.to(device), df, K,
+                aperture=aperture, method=method.value, highlights="hdr" if linear else boost,
+            )  # fmt: skip
 
-        return scatter
+        return classical
 
     folder = TINY if model is None else os.path.expanduser(model)
     if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "model_index.json")):
@@ -367,7 +575,9 @@ def _renderer(method: Method, model: str | None, device: str | None) -> Renderer
         logging.disable_progress_bar()
     pipe = BokehDiffPipeline.from_pretrained(folder).to(device)
 
-    def diffuse(image: torch.Tensor, disparity: torch.Tensor, df: float, K: float) -> torch.Tensor:
+    def diffuse(
+        image: torch.Tensor, disparity: torch.Tensor, df: float, K: float, linear: bool
+    ) -> torch.Tensor:
         scene = pipe.prepare(image, disparity)
         return pipe.render(scene, df, K, output_type="pt").images
 
@@ -376,6 +586,7 @@ def _renderer(method: Method, model: str | None, device: str | None) -> Renderer
 
 def _render_all(
     pairs: list[tuple[Path, Path]],
+    linear: list[bool],
     targets: list[Path],
     renderer: Renderer,
     df: float | None,
@@ -390,23 +601,23 @@ def _render_all(
     import torch
     from tqdm import tqdm
 
-    from .images import focus_disparity_at, read_image, write_image
+    from .images import focus_disparity_at, read_image, read_linear_image
 
     failures = 0
     bar = tqdm(total=len(pairs), unit="photo", file=sys.stderr)
     with bar, torch.inference_mode():
-        for (photo, disparity_file), target in zip(pairs, targets, strict=True):
+        for (photo, disparity_file), is_linear, target in zip(pairs, linear, targets, strict=True):
             bar.set_description(photo.name)
             try:
-                image = read_image(photo)
+                image = read_linear_image(photo) if is_linear else read_image(photo)
                 disparity = _read_matching_disparity(disparity_file, image, normalise, invalid)
                 plane = df
                 if focus_point is not None:
                     plane = focus_disparity_at(disparity, *focus_point)
                 assert plane is not None
-                result = renderer(image, disparity, plane, strength).clamp(0, 1)
+                result = renderer(image, disparity, plane, strength, is_linear)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                write_image(target, result, overwrite=force)
+                _write(target, result, is_linear, force)
             except (ValueError, OSError) as mistake:
                 failures += 1
                 with bar.external_write_mode(file=sys.stderr):
@@ -416,6 +627,17 @@ def _render_all(
                     typer.echo(f"{target} (df {plane:.4g}, K {strength:g})")
             bar.update()
     return failures
+
+
+def _write(target: Path, result: torch.Tensor, linear: bool, force: bool) -> None:
+    """Writes a result; linear light is kept where the file can hold it, else cut off at white."""
+    from .images import FLOAT_SUFFIXES, linear_to_srgb, write_image, write_linear_image
+
+    if linear and target.suffix.lower() in FLOAT_SUFFIXES:
+        write_linear_image(target, result.clamp(min=0), overwrite=force)
+    else:
+        shown = linear_to_srgb(result) if linear else result
+        write_image(target, shown.clamp(0, 1), overwrite=force)
 
 
 def _read_matching_disparity(

@@ -194,6 +194,193 @@ def test_info_describes_the_embedded_model():
     assert "pisa." in result.stdout and "timestep" in result.stdout
 
 
+@pytest.mark.parametrize("method", ["layered", "scatter", "pyramid"])
+def test_classical_methods_render_like_the_function(scene, method):
+    target = scene / "out.npy"
+    result = run(
+        "render", scene / "photo.png", "--disparity", scene / "photo.npy", "--df", 0.8, "--K", 6,
+        "--method", method, "-o", target,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    wanted = bokehdiff.render_bokeh(
+        scene / "photo.png", scene / "photo.npy", 0.8, 6.0, method=method
+    )
+    assert np.array_equal(np.load(target), wanted[0].permute(1, 2, 0).numpy())
+
+
+def test_the_options_of_the_lens(scene):
+    """All of them reach the aperture."""
+    star = np.zeros((16, 16), np.uint8)
+    star[4:12] = star[:, 4:12] = 255
+    Image.fromarray(star).save(scene / "star.png")
+    numbers = dict(
+        blades=7, rotation=15.0, roundness=0.25, squeeze=0.75, obstruction=0.3, cat_eye=0.4,
+        spherical=0.5, fringe=0.05,
+    )  # fmt: skip
+    options = [
+        word for name, number in numbers.items() for word in ("--" + name.replace("_", "-"), number)
+    ]
+    arguments = ("render", scene / "photo.png", "--disparity", scene / "photo.npy", "--df", 0.5)
+    for opening, given in (
+        (bokehdiff.Aperture(**numbers), options),
+        (
+            bokehdiff.Aperture.from_picture(scene / "star.png", cat_eye=0.4),
+            ["--aperture-picture", scene / "star.png", "--cat-eye", 0.4],
+        ),
+    ):
+        target = scene / f"{len(given)}.npy"
+        result = run(*arguments, "--K", 12, "--method", "scatter", *given, "-o", target)
+        assert result.exit_code == 0, result.output
+        wanted = bokehdiff.render_bokeh(
+            scene / "photo.png", scene / "photo.npy", 0.5, 12.0, aperture=opening, method="scatter"
+        )
+        assert np.array_equal(np.load(target), wanted[0].permute(1, 2, 0).numpy())
+
+
+@pytest.fixture
+def night(scene: Path) -> Path:
+    """night.png (48 x 32) and night.npy: a small clipped lamp before a dark far background."""
+    photo = np.full((32, 48, 3), 40, np.uint8)
+    photo[15:17, 36:38] = 255
+    Image.fromarray(photo).save(scene / "night.png")
+    np.save(scene / "night.npy", np.load(scene / "photo.npy"))
+    return scene
+
+
+def test_boosted_lamps_become_discs(night):
+    def brightest(*options: object) -> int:
+        target = night / "out.png"
+        result = run(
+            "render", night / "night.png", "--disparity", night / "night.npy", "--df", 0.8, "--K",
+            8, "--method", "scatter", *options, "-o", target, "--force",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        return int(read(target)[:, 32:].max())
+
+    plain = brightest("--highlights", "none")
+    assert brightest() == plain < 100
+    weak = brightest("--highlights", "boost", "--highlight-gain", 4)
+    assert plain + 20 < weak
+    assert weak + 20 < brightest("--highlights", "boost")
+
+
+def save_linear(folder: Path, suffix: str) -> torch.Tensor:
+    """Writes night{suffix}, a lamp 50 times as bright as white; returns what is in the file."""
+    from bokehdiff.images import read_linear_image, write_linear_image
+
+    if suffix != ".npy":
+        pytest.importorskip("OpenImageIO", reason="pip install '.[hdr]'")
+    light = torch.full((1, 3, 32, 48), 0.02)
+    light[..., 15:17, 36:38] = 50.0
+    name = "light" if suffix == ".npy" else "night"
+    return read_linear_image(write_linear_image(folder / f"{name}{suffix}", light))
+
+
+@pytest.mark.parametrize(
+    ("photo", "options", "target"),
+    [
+        ("night.exr", [], "out.exr"),
+        ("night.exr", [], "out.tif"),
+        ("night.hdr", [], "out.npy"),
+        ("night.tif", ["--highlights", "hdr"], "out.hdr"),
+        ("light.npy", ["--highlights", "hdr"], "out.npy"),
+    ],
+)
+def test_hdr_photographs_keep_their_highlights(night, photo, options, target):
+    from bokehdiff.images import read_linear_image
+
+    light = save_linear(night, Path(photo).suffix)
+    result = run(
+        "render", night / photo, "--disparity", night / "night.npy", "--df", 0.8, "--K", 6,
+        "--method", "scatter", *options, "-o", night / target,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    wanted = bokehdiff.render_bokeh(
+        light, np.load(night / "night.npy"), 0.8, 6.0, method="scatter", highlights="hdr"
+    )
+    assert wanted.max() > 2, "the disc of the lamp is brighter than white"
+    found = read_linear_image(night / target)
+    if target.endswith(".hdr"):
+        assert ((found - wanted).abs() <= wanted.amax(1, keepdim=True) / 128).all()
+    else:
+        assert torch.equal(found, wanted)
+
+
+def test_hdr_into_an_ordinary_picture(night):
+    """The disc is cut off at white only after blurring; --highlights none cuts before."""
+    save_linear(night, ".exr")
+    arguments = (
+        "render", night / "night.exr", "--disparity", night / "night.npy", "--df", 0.8, "--K", 6,
+        "--method", "scatter",
+    )  # fmt: skip
+    result = run(*arguments, "-o", night / "after.png")
+    assert result.exit_code == 0, result.output
+    assert (read(night / "after.png")[14:18, 35:39] == 255).all()
+    result = run(*arguments, "--highlights", "none", "-o", night / "before.png")
+    assert result.exit_code == 0, result.output
+    assert "night.exr is brighter than white in 0.26 % of its pixels" in result.stderr
+    assert read(night / "before.png")[:, 32:].max() < 150
+
+
+def test_hdr_by_the_installed_command(night):
+    light = save_linear(night, ".exr")
+    command = [sys.executable, "-m", "bokehdiff", "render", "night.exr", "--disparity", "night.npy"]
+    command += ["--df", "0.8", "--K", "0", "--method", "layered", "-o", "out.exr"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=night,
+        env={"PYTHONPATH": str(Path(bokehdiff.__file__).parent.parent), "PATH": ""},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "out.exr (df 0.8, K 0)\n"
+    from bokehdiff.images import read_linear_image
+
+    assert torch.equal(read_linear_image(night / "out.exr"), light), "no strength changes nothing"
+
+
+def test_hdr_names_are_kept_in_a_folder(night):
+    save_linear(night, ".exr")
+    for name in ("night", "photo"):
+        np.save(night / f"{name}_disp.npy", np.load(night / "photo.npy"))
+    arguments = (
+        "render", night / "night.exr", night / "photo.png", "--disparity",
+        f"{night}/{{stem}}_disp.npy", "--df", 0.8,
+    )  # fmt: skip
+    result = run(*arguments, "--method", "scatter", "-o", night / "out")
+    assert result.exit_code == 0, result.output
+    assert sorted(file.name for file in (night / "out").iterdir()) == ["night.exr", "photo.png"]
+    # The model takes photographs that are cut off at white, and says so.
+    result = run(*arguments, "--method", "model", "-o", night / "model")
+    assert result.exit_code == 0, result.output
+    assert "night.exr is brighter than white" in result.stderr
+    assert sorted(file.name for file in (night / "model").iterdir()) == ["night.png", "photo.png"]
+
+
+def test_an_ordinary_photograph_into_an_hdr_file(scene):
+    from bokehdiff.images import linear_to_srgb, read_linear_image
+
+    pytest.importorskip("OpenImageIO", reason="pip install '.[hdr]'")
+    for target in ("out.exr", "out.png"):
+        result = run(
+            "render", scene / "photo.png", "--disparity", scene / "photo.npy", "--df", 0.8,
+            "--method", "scatter", "-o", scene / target,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+    shown = linear_to_srgb(read_linear_image(scene / "out.exr"))[0].permute(1, 2, 0).numpy() * 255
+    assert np.abs(shown - read(scene / "out.png")).max() <= 0.5 + 1e-3
+
+
+def test_a_missing_package_is_noticed_before_rendering(scene, monkeypatch):
+    monkeypatch.setitem(sys.modules, "OpenImageIO", None)
+    result = run(
+        "render", scene / "photo.png", "--disparity", scene / "photo.npy", "--df", 0.8,
+        "--method", "scatter", "-o", scene / "out.exr",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "bokehdiff: out.exr needs the OpenImageIO package: pip install 'bokehdiff[hdr]'.\n"
+    )
+
+
 def test_model_renders_like_the_pipeline(scene):
     target = scene / "out.png"
     result = run(
@@ -217,3 +404,14 @@ def test_model_with_no_strength_returns_the_photograph(scene):
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert np.abs(read(scene / "out.png") - read(scene / "photo.png")).max() <= 1
+
+
+def test_options_of_the_lens_choose_the_layered_renderer(scene):
+    arguments = (
+        "render", scene / "photo.png", "--disparity", scene / "photo.npy", "--df", 0.8, "--K", 6,
+        "--blades", 6,
+    )  # fmt: skip
+    for name, method in (("by_itself.png", ()), ("named.png", ("--method", "layered"))):
+        result = run(*arguments, *method, "-o", scene / name)
+        assert result.exit_code == 0, result.output
+    assert (scene / "by_itself.png").read_bytes() == (scene / "named.png").read_bytes()

@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -294,6 +294,116 @@ DISPARITY_MISTAKES = [
 ]
 
 
+def image_io() -> Any:
+    return pytest.importorskip("OpenImageIO", reason="pip install '.[hdr]'")
+
+
+def hdr_file(folder: Path, name: str, channels: tuple[str, ...] = ("R", "G", "B")) -> Path:
+    """A file of floats in 0..1000, 64 x 64 pixels."""
+    samples = 10 ** (3 * np.random.default_rng(0).random((64, 64, len(channels)), dtype=np.float32))
+    description = image_io().ImageSpec(64, 64, len(channels), image_io().FLOAT)
+    description.channelnames = channels
+    output = image_io().ImageOutput.create(str(folder / name))
+    assert output.open(str(folder / name), description)
+    assert output.write_image(samples) and output.close()
+    return folder / name
+
+
+def truncated_hdr(folder: Path, name: str) -> Path:
+    whole = hdr_file(folder, name).read_bytes()
+    return file_of(folder, name, whole[: len(whole) // 2])
+
+
+LIGHT_MISTAKES = [
+    Mistake(
+        "linear light as an ordinary photograph",
+        lambda folder: images.read_image(saved(folder, "night.npy", 30 * DISPARITY)),
+        r"night\.npy has values from 0 to 30; wanted .*\[0, 1\].*beyond white, render it with "
+        r'render_bokeh and highlights="hdr"',
+    ),
+    Mistake(
+        "ordinary photograph as linear light",
+        lambda folder: images.read_linear_image(saved(folder, "photo.png", PHOTO)),
+        r"photo\.png has no highlights beyond white; wanted linear light in a file ending in \.exr",
+    ),
+    Mistake(
+        "linear light that is not there",
+        lambda folder: images.read_linear_image(folder / "night.exr"),
+        r"There is no file .*night\.exr; wanted the photograph",
+        FileNotFoundError,
+    ),
+    Mistake(
+        "whole numbers as linear light",
+        lambda folder: images.read_linear_image(saved(folder, "photo.npy", PHOTO)),
+        r"photo\.npy holds uint8 values; wanted linear light as floats",
+    ),
+    Mistake(
+        "8-bit TIFF as linear light",
+        lambda folder: image_io() and images.read_linear_image(saved(folder, "photo.tif", PHOTO)),
+        r"photo\.tif holds uint8 values; wanted linear light as floats",
+    ),
+    Mistake(
+        "linear light with NaN",
+        lambda folder: images.read_linear_image(
+            saved(folder, "night.npy", with_holes(DISPARITY, np.nan))
+        ),
+        r"night\.npy has 4 NaN or infinite values; wanted finite linear light",
+    ),
+    Mistake(
+        "linear light with channels first",
+        lambda folder: images.read_linear_image(
+            saved(folder, "night.npy", np.ones((3, HEIGHT, WIDTH), np.float32))
+        ),
+        r"night\.npy has shape \(3, 6, 8\); wanted linear light \(H, W, 3\)",
+    ),
+    Mistake(
+        "text file named exr",
+        lambda folder: (
+            image_io() and images.read_linear_image(file_of(folder, "night.exr", b"hello"))
+        ),
+        r"night\.exr is damaged, truncated or of another format \(.*\); wanted a complete \.exr",
+    ),
+    Mistake(
+        "truncated OpenEXR",
+        lambda folder: images.read_linear_image(truncated_hdr(folder, "night.exr")),
+        r"night\.exr is damaged, truncated .* Copy or export it again",
+    ),
+    Mistake(
+        "truncated Radiance",
+        lambda folder: images.read_linear_image(truncated_hdr(folder, "night.hdr")),
+        r"night\.hdr is damaged, truncated .* Copy or export it again",
+    ),
+    Mistake(
+        "OpenEXR without a picture",
+        lambda folder: images.read_linear_image(hdr_file(folder, "night.exr", ("motion.X", "Z"))),
+        r"night\.exr has the channels Z, motion\.X; wanted R, G and B, or Y",
+    ),
+    Mistake(
+        "linear light into a file that cuts it off",
+        lambda folder: images.write_linear_image(folder / "out.png", torch.ones(1, 3, 4, 4)),
+        r"out\.png ends in \.png; wanted one of \.exr, \.hdr, \.tif",
+    ),
+    Mistake(
+        "overwriting with linear light",
+        lambda folder: images.write_linear_image(
+            saved(folder, "out.npy", DISPARITY), torch.ones(1, 3, 4, 4)
+        ),
+        r"out\.npy exists already; wanted a new file.*overwrite=True",
+        FileExistsError,
+    ),
+    Mistake(
+        "two pictures of linear light in one file",
+        lambda folder: images.write_linear_image(folder / "out.npy", torch.ones(2, 3, 4, 4)),
+        r"light is \(2, 3, 4, 4\) of float32; wanted one picture of floats, \(1, 3, H, W\)",
+    ),
+    Mistake(
+        "negative linear light",
+        lambda folder: images.write_linear_image(folder / "out.npy", -torch.ones(1, 3, 4, 4)),
+        r"light has NaN, infinite or negative values; wanted finite values from 0 up",
+    ),
+]
+
+
 def focus(df: object, K: object = 20.0, metric: bool = False) -> object:
     return optics.check_focus_and_strength(df, K, batch_size=2, metric=metric)  # type: ignore
 
@@ -368,8 +478,8 @@ WRITING_MISTAKES = [
     ),
     Mistake(
         "format without a writer",
-        lambda folder: images.write_image(folder / "out.exr", PHOTO),
-        r"out\.exr ends in \.exr; wanted one of \.png",
+        lambda folder: images.write_image(folder / "out.gif", PHOTO),
+        r"out\.gif ends in \.gif; wanted one of \.png",
     ),
     Mistake(
         "folder that is not there",
@@ -384,7 +494,9 @@ WRITING_MISTAKES = [
     ),
 ]
 
-ALL_MISTAKES = IMAGE_MISTAKES + DISPARITY_MISTAKES + OPTICS_MISTAKES + WRITING_MISTAKES
+ALL_MISTAKES = (
+    IMAGE_MISTAKES + DISPARITY_MISTAKES + LIGHT_MISTAKES + OPTICS_MISTAKES + WRITING_MISTAKES
+)
 
 
 @pytest.mark.parametrize("mistake", ALL_MISTAKES, ids=lambda mistake: mistake.name)
@@ -397,6 +509,7 @@ def render(folder: Path, *changes: object, photo: str = "photo.png", model: bool
     """Runs `bokehdiff render` on a good scene with changed arguments; gives its stderr."""
     saved(folder, "photo.png", PHOTO)
     saved(folder, "photo.npy", DISPARITY)
+    (folder / "night.exr").write_bytes(b"not read")
     arguments = ["render", folder / photo]
     given = [str(change) for change in changes]
     if "--disparity" not in given:
@@ -430,8 +543,8 @@ COMMAND_LINE_MISTAKES = [
     (
         "output of unknown kind",
         {},
-        ("-o", "out.exr"),
-        r"-o out\.exr ends in \.exr; wanted a folder",
+        ("-o", "out.gif"),
+        r"-o out\.gif ends in \.gif; wanted a folder",
     ),
     ("output folder missing", {}, ("-o", "no/out.png"), r"there is no folder no; create it first"),
     (
@@ -442,6 +555,51 @@ COMMAND_LINE_MISTAKES = [
     ),
     ("unknown device", {}, ("--device", "gpu"), r"--device gpu cannot be used .*--device cpu"),
     ("model with scatter", {}, ("--model", "x"), r"--model goes with --method model"),
+    (
+        "aperture with the model",
+        dict(model=True),
+        ("--method", "model", "--cat-eye", "0.4"),
+        r"--cat-eye does not go with --method model, .*circular opening; wanted --method layered, ",
+    ),
+    (
+        "aperture picture with the model",
+        dict(model=True),
+        ("--method", "model", "--aperture-picture", "star.png"),
+        r"--aperture-picture does not go with --method model",
+    ),
+    (
+        "highlights with the model",
+        dict(model=True),
+        ("--method", "model", "--highlights", "boost"),
+        r"--highlights boost does not go with --method model, .*cut off at white; wanted --method",
+    ),
+    ("two blades", {}, ("--blades", "2"), r"blades is 2; an opening needs at least 3 blades"),
+    ("cat-eye beyond 1", {}, ("--cat-eye", "1.5"), r"cat_eye is 1\.5; wanted 0 \(none\) to 1"),
+    ("no aperture picture", {}, ("--aperture-picture", "star.png"), r"star\.png' cannot be read"),
+    (
+        "gain without a boost",
+        {},
+        ("--highlight-gain", "10"),
+        r"--highlight-gain goes with --highlights boost",
+    ),
+    (
+        "gain below 1",
+        {},
+        ("--highlights", "boost", "--highlight-gain", "0.5"),
+        r"gain is 0\.5; wanted how many times as bright .* 1 or more",
+    ),
+    (
+        "boost of an HDR photograph",
+        dict(photo="night.exr"),
+        ("--highlights", "boost", "--disparity", "{folder}/photo.npy"),
+        r"night\.exr holds its highlights, so there is nothing to boost; leave --highlights out",
+    ),
+    (
+        "ordinary photograph as HDR",
+        {},
+        ("--highlights", "hdr"),
+        r"photo\.png has no highlights beyond white; .*without --highlights hdr",
+    ),
     (
         "folder that is no model",
         dict(model=True),
