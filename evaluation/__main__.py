@@ -29,9 +29,13 @@ RAYTRACED_COLUMNS = [
 EXAMPLES = """examples:
   python -m evaluation raytraced bench/raytraced/data --method tiny --out tiny.json
   python -m evaluation raytraced bench/raytraced/data --method scatter --scenes s01,s03
+  python -m evaluation raytraced bench/raytraced/data --method layered --method layered+boost
+  python -m evaluation raytraced bench/raytraced/data --method layered --input linear
   python -m evaluation raytraced bench/raytraced/data --method path/to/checkpoint --save pictures
   python -m evaluation raytraced bench/raytraced/data --predictions pictures
   python -m evaluation speed render --megapixels 1
+  python -m evaluation speed classical --radius 4,8,16,32,64
+  python -m evaluation speed classical --method layered --method scatter --cat-eye 0.4
   python -m evaluation speed pisa
   python -m evaluation speed pisa --tokens 1024,4096,16384 --backward --out pisa.json
   python -m evaluation speed pisa --grid 48x96 --radius 3.2,8 --backend local --backend reference
@@ -61,8 +65,16 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="tiny (the checkpoint inside the package), scatter, gaussian, identity, or a model "
-        "folder; may be given several times. The identity is always in the table.",
+        help="tiny (the checkpoint inside the package), layered, scatter, pyramid, one of these "
+        "three with +boost (clipped highlights get light back first), gaussian, identity, or a "
+        "model folder; may be given several times. The identity is always in the table.",
+    )
+    raytraced.add_argument(
+        "--input",
+        choices=["srgb8", "linear"],
+        default="srgb8",
+        help="what methods are given: the 8-bit photograph (default), or its linear light with "
+        "the highlights",
     )
     raytraced.add_argument(
         "--predictions", metavar="DIR", help="score finished pictures DIR/<scene>_<setting>.png"
@@ -80,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     )
     subjects = speed.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
     add_render(subjects)
+    add_classical(subjects)
     add_pisa(subjects)
     return whole
 
@@ -97,6 +110,39 @@ def add_render(subjects: argparse._SubParsersAction) -> None:
     render.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     render.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
     render.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
+
+
+def add_classical(subjects: argparse._SubParsersAction) -> None:
+    """The arguments of ``speed classical``."""
+    classical = subjects.add_parser(
+        "classical",
+        help="the classical renderers as the blur grows",
+        description="Measure seconds and peak memory of render_bokeh on scikit-image's motorcycle "
+        "photograph, for every method and every blur radius.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    classical.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a method of render_bokeh; may be given several times. Default: all.",
+    )
+    classical.add_argument(
+        "--radius",
+        default="4,8,16,32,64",
+        metavar="R,R",
+        help="radius of the largest circle of confusion in pixels, default %(default)s",
+    )
+    classical.add_argument("--megapixels", type=float, default=1.0, help="default %(default)s")
+    classical.add_argument("--repeats", type=int, default=3, help="default %(default)s")
+    classical.add_argument("--threads", type=int, default=1, help="CPU threads, default 1")
+    classical.add_argument("--blades", type=int, default=0, help="default: a circular opening")
+    classical.add_argument("--cat-eye", type=float, default=0.0, help="0 (default) to 1")
+    classical.add_argument("--spherical", type=float, default=0.0, help="-1 to 1, default 0")
+    classical.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
+    classical.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
 
 
 def add_pisa(subjects: argparse._SubParsersAction) -> None:
@@ -205,10 +251,7 @@ def measure_render(arguments: argparse.Namespace) -> None:
 
     from evaluation import report, speed
 
-    if not 0.01 <= arguments.megapixels <= 100:
-        raise ValueError(f"--megapixels must be in [0.01, 100], got {arguments.megapixels:g}.")
-    if arguments.repeats < 1:
-        raise ValueError(f"--repeats must be at least 1, got {arguments.repeats}.")
+    check_megapixels_and_repeats(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model = arguments.model or bokehdiff.TINY
@@ -221,6 +264,63 @@ def measure_render(arguments: argparse.Namespace) -> None:
     )
     if arguments.out:
         report.write_json(arguments.out, {"hardware": machine, "render": vars(measured)})
+
+
+def check_megapixels_and_repeats(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for numbers out of range."""
+    if not 0.01 <= arguments.megapixels <= 100:
+        raise ValueError(f"--megapixels must be in [0.01, 100], got {arguments.megapixels:g}.")
+    if arguments.repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, got {arguments.repeats}.")
+
+
+def measure_classical(arguments: argparse.Namespace) -> None:
+    """Times the classical renderers; prints the table and writes the JSON."""
+    import torch
+
+    from bokehdiff.rendering import Aperture
+    from evaluation import classical_speed, report
+    from evaluation.pisa_speed import numbers
+
+    check_megapixels_and_repeats(arguments)
+    radii = numbers(arguments.radius, "--radius")
+    if min(radii) <= 0 or radii != sorted(set(radii)):
+        raise ValueError(
+            f"--radius takes positive numbers, each larger than the one before, got "
+            f"{arguments.radius}."
+        )
+    if arguments.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {arguments.threads}.")
+    aperture = Aperture(
+        blades=arguments.blades, cat_eye=arguments.cat_eye, spherical=arguments.spherical
+    )
+    torch.set_num_threads(arguments.threads)
+    rows = classical_speed.measure(
+        arguments.method or list(classical_speed.METHODS),
+        radii, arguments.megapixels, arguments.repeats, aperture, arguments.device,
+    )  # fmt: skip
+
+    machine = report.hardware(arguments.device)
+    protocol = classical_speed.protocol(rows, arguments.repeats, aperture, arguments.device)
+    print(classical_speed.table(rows))
+    print()
+    print(protocol)
+    print(
+        f"{machine.get('gpu', machine['processor'])}, {machine['torch_threads']} thread(s), "
+        f"{machine['dtype']}, torch {machine['torch']}."
+    )
+    if arguments.out:
+        report.write_json(
+            arguments.out,
+            {
+                "benchmark": "speed classical",
+                "protocol": protocol,
+                "hardware": machine,
+                "aperture": aperture.to_dict(),
+                "classical": [vars(row) for row in rows],
+            },
+        )
+        print(f"All figures: {arguments.out}")
 
 
 def measure_pisa(arguments: argparse.Namespace) -> None:
@@ -279,7 +379,7 @@ def evaluate_raytraced(arguments: argparse.Namespace) -> None:
     if not arguments.method and not arguments.predictions:
         raise ValueError("Nothing to evaluate; wanted --method NAME or --predictions DIR.")
     wanted = dict.fromkeys(["identity", *arguments.method])
-    chosen = [methods.method_by_name(name, arguments.device) for name in wanted]
+    chosen = [methods.method_by_name(name, arguments.device, arguments.input) for name in wanted]
     if arguments.predictions:
         chosen.append(methods.predictions_in(arguments.predictions))
     results = raytraced.evaluate(scenes, chosen, arguments.save)
@@ -297,13 +397,14 @@ def evaluate_raytraced(arguments: argparse.Namespace) -> None:
         f"Seconds on {machine['processor']}, {machine['torch_threads']} thread(s), device "
         f"{machine['device']}."
     )
-    print(raytraced.PROTOCOL)
+    print(raytraced.protocol(arguments.input))
     if arguments.out:
         report.write_json(
             arguments.out,
             {
                 "benchmark": "raytraced",
-                "protocol": raytraced.PROTOCOL,
+                "protocol": raytraced.protocol(arguments.input),
+                "input": arguments.input,
                 "data": str(Path(arguments.data).resolve()),
                 "scenes": [scene.name for scene in scenes],
                 "hardware": machine,
@@ -315,7 +416,12 @@ def evaluate_raytraced(arguments: argparse.Namespace) -> None:
 
 def measure_speed(arguments: argparse.Namespace) -> None:
     """Times what was asked for."""
-    {"render": measure_render, "pisa": measure_pisa}[arguments.subject](arguments)
+    subjects = {
+        "render": measure_render,
+        "classical": measure_classical,
+        "pisa": measure_pisa,
+    }
+    subjects[arguments.subject](arguments)
 
 
 PROTOCOLS = {"raytraced": evaluate_raytraced, "speed": measure_speed}

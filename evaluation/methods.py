@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bokehdiff.images import linear_to_srgb, srgb_to_linear
 from evaluation.metrics import quantise_to_8_bit
 
 __all__ = [
-    "METHOD_NAMES",
+    "BOOST",
     "Method",
     "Photograph",
     "check_device",
@@ -22,7 +23,8 @@ __all__ = [
     "read_picture",
 ]
 
-METHOD_NAMES = ("tiny", "scatter", "gaussian", "identity")
+BOOST = "+boost"
+"""Ending of a classical renderer's name: clipped highlights get light back before blurring."""
 
 GAUSSIAN_SIGMAS = (0.4, 0.7, 1.0, 1.5, 2.2, 3.2, 4.5, 6.5, 9.0, 13.0)
 
@@ -34,6 +36,7 @@ class Photograph:
     scene: str
     setting: str  # names the lens setting within the scene
     image: np.ndarray  # (H, W, 3) uint8 sRGB, all in focus
+    light: np.ndarray  # (H, W, 3) float32 linear light of the same, not cut off at white
     disparity: np.ndarray  # (H, W) float32, 1/distance, larger is nearer
     disparity_range: tuple[float, float]  # smallest and largest disparity of the scene
     df: float  # disparity of the plane in focus
@@ -65,38 +68,64 @@ def check_device(device: str) -> None:
         raise ValueError(f"--device {device} cannot be used here: {reason}") from problem
 
 
-def method_by_name(name: str, device: str = "cpu") -> Method:
+def method_by_name(name: str, device: str = "cpu", given: str = "srgb8") -> Method:
     """The method of that name, or the pipeline in the model folder of that name.
 
-    ``tiny`` is the checkpoint inside the package; ``scatter`` the classical renderer; ``gaussian``
-    one global Gaussian whose width is chosen per image by looking at the truth (a bound, not a
-    competitor); ``identity`` returns the photograph. Raises ValueError for anything else that is
-    not a folder.
+    ``tiny`` is the checkpoint inside the package; ``layered``, ``scatter``, ``pyramid`` are the
+    classical renderers, with ``+boost`` after clipped highlights were given light back;
+    ``gaussian`` is one global Gaussian whose width is chosen per image by looking at the truth (a
+    bound, not a competitor); ``identity`` returns the photograph. ``given`` says what it sees:
+    ``srgb8`` (the 8-bit photograph) or ``linear`` (linear light that is not cut off at white).
+    Raises ValueError for anything else that is not a folder, and for a method that does not take
+    what is given.
     """
+    from bokehdiff.rendering.render import METHODS
+
+    linear = given == "linear"
+    source = "linear light that is not cut off at white" if linear else "8-bit sRGB"
     if name == "identity":
-        return Method(name, "the all-in-focus photograph itself", _identity)
+        return Method(
+            name,
+            f"the all-in-focus photograph itself ({source})",
+            lambda photograph: _identity(photograph, linear),
+        )
     if name == "gaussian":
         return Method(
             name,
-            "one global Gaussian in linear light; its sigma, out of "
+            f"one global Gaussian in linear light ({source}); its sigma, out of "
             f"{', '.join(map(str, GAUSSIAN_SIGMAS))} px, is chosen per image with the truth",
-            _best_gaussian,
+            lambda photograph: _best_gaussian(photograph, linear),
         )
-    if name == "scatter":
+    base = name.removesuffix(BOOST)
+    if base in METHODS:
+        if linear and base != name:
+            raise ValueError(
+                f"--method {name} guesses highlights that --input linear does not cut off; wanted "
+                f"--method {base}, or --input srgb8."
+            )
+        highlights = "hdr" if linear else "boost" if base != name else None
         return Method(
             name,
-            "bokehdiff.rendering.render_bokeh(method='scatter'): depth-ordered scatter in linear "
-            "light, metric disparity",
-            lambda photograph: _classical(photograph, name, device),
+            f"bokehdiff.rendering.render_bokeh(method={base!r}, highlights={highlights!r}), metric "
+            "disparity",
+            lambda photograph: _classical(photograph, base, highlights, device),
         )
-    if name == "tiny":
+    classical = ", ".join(METHODS)
+    if name == "tiny" or Path(name).is_dir():
+        if linear:
+            raise ValueError(
+                f"--method {name} takes photographs that are cut off at white; wanted one of "
+                f"{classical}, gaussian, identity with --input linear."
+            )
         import bokehdiff
 
-        return _pipeline(name, Path(bokehdiff.TINY), device, "bokehdiff.TINY")
-    if Path(name).is_dir():
+        if name == "tiny":
+            return _pipeline(name, Path(bokehdiff.TINY), device, "bokehdiff.TINY")
         return _pipeline(Path(name).resolve().name, Path(name), device, repr(name))
     raise ValueError(
-        f"--method {name} is neither one of {', '.join(METHOD_NAMES)} nor a folder with a model."
+        f"--method {name} is neither one of tiny, {classical}, gaussian, identity, nor "
+        f"{next(iter(METHODS))}{BOOST} or another with boosted highlights, nor a folder with a "
+        "model."
     )
 
 
@@ -129,18 +158,16 @@ def read_picture(file: Path) -> np.ndarray:
         raise ValueError(f"{file} cannot be read as a picture: {problem}.") from problem
 
 
-def _identity(photograph: Photograph) -> np.ndarray:
-    return photograph.image / 255.0
+def _identity(photograph: Photograph, linear: bool) -> np.ndarray:
+    return linear_to_srgb(photograph.light) if linear else photograph.image / 255.0
 
 
-def _best_gaussian(photograph: Photograph) -> np.ndarray:
+def _best_gaussian(photograph: Photograph, linear: bool) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
-    from bokehdiff.images import linear_to_srgb, srgb_to_linear
-
-    light = srgb_to_linear(photograph.image / 255.0)
+    light = photograph.light if linear else srgb_to_linear(photograph.image / 255.0)
     truth = photograph.truth / 255.0
-    best, smallest_error = photograph.image / 255.0, np.inf
+    best, smallest_error = _identity(photograph, linear), np.inf
     for sigma in GAUSSIAN_SIGMAS:
         blurred = linear_to_srgb(gaussian_filter(light, (sigma, sigma, 0), truncate=3))
         error = float(((quantise_to_8_bit(blurred) - truth) ** 2).mean())
@@ -160,12 +187,19 @@ def _as_array(image: torch.Tensor) -> np.ndarray:
     return image[0].permute(1, 2, 0).to(device="cpu", dtype=torch.float64).numpy()
 
 
-def _classical(photograph: Photograph, method: str, device: str) -> np.ndarray:
+def _classical(
+    photograph: Photograph, method: str, highlights: str | None, device: str
+) -> np.ndarray:
     from bokehdiff.rendering import render_bokeh
 
     image, disparity = _as_tensors(photograph, device)
-    df, K = photograph.df, photograph.K
-    return _as_array(render_bokeh(image, disparity, df, K, method=method, metric=True))
+    if highlights == "hdr":
+        image = torch.from_numpy(photograph.light).permute(2, 0, 1)[None].to(device)
+    blurred = render_bokeh(
+        image, disparity, photograph.df, photograph.K,
+        method=method, highlights=highlights, metric=True,
+    )  # fmt: skip
+    return _as_array(linear_to_srgb(blurred) if highlights == "hdr" else blurred)
 
 
 def _pipeline(name: str, folder: Path, device: str, shown: str) -> Method:

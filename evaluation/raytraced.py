@@ -21,7 +21,7 @@ from tqdm import tqdm
 from evaluation.methods import Method, Photograph, read_picture
 from evaluation.metrics import psnr, quantise_to_8_bit, structural_similarity_map
 
-__all__ = ["PROTOCOL", "Regions", "evaluate", "find_scenes", "regions_of", "score", "summarise"]
+__all__ = ["Regions", "evaluate", "find_scenes", "protocol", "regions_of", "score", "summarise"]
 
 # A depth edge: neighbouring disparities differ by more than this share of the scene's range.
 EDGE_STEP = 0.03
@@ -37,22 +37,31 @@ COMMON_SETTINGS = ("f1_r28", "f0_r14", "f2_r06")
 META_KEYS = ("disp_min", "disp_max", "disp_p001", "disp_p999", "configs")
 SETTING_KEYS = ("id", "level", "df", "K")
 
-PROTOCOL = (
-    "Each method is given the 8-bit sRGB all-in-focus photograph, its true disparity (one sample "
-    "through each pixel centre), the disparity in focus and K, and nothing else unless its "
-    "description says so. "
-    "The circle of confusion has a radius of K * |disparity - df| pixels; the lens is a thin lens "
-    "with a circular opening. "
-    "PSNR and SSIM (Gaussian window, sigma 1.5) are computed on display-encoded sRGB, predictions "
-    "rounded to 8 bits, for each image, and averaged over images. "
-    "edge: within 6 px of a disparity step of more than 3 % of the scene's range. infocus: radius "
-    "below 0.75 px, not edge. blurred: the rest. nohl: pixels that the disc of no clipped "
-    "highlight (linear light above 1.5) can reach, the fair figure for methods that see 8 bits; "
-    "edge_nohl, blurred_nohl: the parts of these regions in it. level_NN: "
-    "settings whose largest radius is NN px. common3: the three settings that every scene has. "
-    "The interval is the middle 95 % of nohl PSNR when scenes, not images, are drawn again with "
-    "replacement. Seconds are wall-clock time of the method alone, first image included."
-)
+PHOTOGRAPH_GIVEN = {
+    "srgb8": "8-bit sRGB all-in-focus photograph",
+    "linear": "all-in-focus photograph in linear light, highlights not cut off (half floats)",
+}
+
+
+def protocol(given: str) -> str:
+    """What the figures mean, in words; ``given``: ``srgb8`` or ``linear``."""
+    return (
+        f"Each method is given the {PHOTOGRAPH_GIVEN[given]}, its true disparity (one sample "
+        "through each pixel centre), the disparity in focus and K, and nothing else unless its "
+        "description says so. "
+        "The circle of confusion has a radius of K * |disparity - df| pixels; the lens is a thin "
+        "lens with a circular opening. "
+        "PSNR and SSIM (Gaussian window, sigma 1.5) are computed on display-encoded sRGB, "
+        "predictions clipped and rounded to 8 bits, for each image, and averaged over images. "
+        "edge: within 6 px of a disparity step of more than 3 % of the scene's range. infocus: "
+        "radius below 0.75 px, not edge. blurred: the rest. nohl: pixels that the disc of no "
+        "clipped highlight (linear light above 1.5) can reach, the fair figure for methods that "
+        "see 8 bits; edge_nohl, blurred_nohl: the parts of these regions in it. level_NN: "
+        "settings whose largest radius is NN px. common3: the three settings that every scene has. "
+        "The interval is the middle 95 % of nohl PSNR when scenes, not images, are drawn again "
+        "with replacement. Seconds are wall-clock time of the method alone, first image included."
+    )
+
 
 Regions = dict[str, np.ndarray]
 """Boolean masks (H, W) by name."""
@@ -86,6 +95,7 @@ class Scene:
                 scene=self.name,
                 setting=setting["id"],
                 image=image,
+                light=light,
                 disparity=disparity,
                 disparity_range=(self.meta["disp_min"], self.meta["disp_max"]),
                 df=setting["df"],

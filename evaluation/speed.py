@@ -6,15 +6,17 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from bokehdiff import BokehDiffPipeline
 from bokehdiff.images import fill_holes
 from evaluation.memory import resident_bytes
+
+if TYPE_CHECKING:
+    from bokehdiff import BokehDiffPipeline
 
 Result = TypeVar("Result")
 

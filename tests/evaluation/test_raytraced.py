@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -118,6 +119,36 @@ def test_command_line_scores_the_scatter(benchmark: Path, tmp_path: Path) -> Non
     assert again["predictions"]["seconds_per_image"] is None
 
 
+def test_linear_light_shows_how_bright_the_highlight_is(benchmark: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    options = ["--method", "scatter", "--input", "linear", "--out", str(out)]
+    command = [sys.executable, "-m", "evaluation", "raytraced", str(benchmark)]
+    run = subprocess.run(command + options, cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "highlights not cut off" in run.stdout
+    report = json.loads(out.read_text())
+    assert report["input"] == "linear" and "highlights not cut off" in report["protocol"]
+    linear = report["results"]
+    encoded = evaluate(
+        find_scenes(benchmark), [method_by_name("identity"), method_by_name("scatter")]
+    )
+    # Where no highlight reaches, only the rounding to 8 bits and that to half floats differ.
+    for name in ("identity", "scatter"):
+        difference = linear[name]["overall"]["psnr_nohl"] - encoded[name]["overall"]["psnr_nohl"]
+        assert abs(difference) < 0.05
+    assert linear["scatter"]["overall"]["psnr"] > encoded["scatter"]["overall"]["psnr"] + 0.5
+
+
+def test_boosted_highlights_have_a_name_of_their_own(benchmark: Path) -> None:
+    plain, boosted = method_by_name("scatter"), method_by_name("scatter+boost")
+    assert boosted.name == "scatter+boost" and "highlights='boost'" in boosted.description
+    photograph, _, _ = next(find_scenes(benchmark)[0].photographs())
+    lit = np.full_like(photograph.image, 40)
+    lit[70:73, 150:153] = 255
+    photograph = dataclasses.replace(photograph, image=lit)
+    assert boosted.render(photograph).max() > 1.3 * plain.render(photograph).max()
+
+
 def test_only_the_scenes_asked_for(benchmark: Path) -> None:
     results = evaluate(find_scenes(benchmark, ["s02"]), [method_by_name("identity")])
     rows = results["identity"]["rows"]
@@ -187,15 +218,21 @@ def load_scorer(file: Path) -> ModuleType:
     return module
 
 
-def test_same_figures_as_the_benchmarks_own_scorer(shared_root: Path) -> None:
+@pytest.mark.parametrize("given", ["srgb8", "linear"])
+def test_same_figures_as_the_benchmarks_own_scorer(shared_root: Path, given: str) -> None:
     folder = shared_root / "bench" / "raytraced"
     if not (folder / "score.py").is_file():
         pytest.skip(f"no scorer in {folder}")
     scorer: Any = load_scorer(folder / "score.py")
-    scorer.SCENES = ["s06"]
-    identity = {"identity": lambda *given: given[3] / 255.0}
-    theirs = scorer.run(str(folder / "data"), identity)["identity"]
-    ours = evaluate(find_scenes(folder / "data", ["s06"]), [method_by_name("identity")])["identity"]
+    scorer.SCENES = ["s08"]
+    # The arguments are: folder, meta, configuration, 8-bit photograph, linear light, ...
+    shown = {
+        "srgb8": lambda *scene: scene[3] / 255.0,
+        "linear": lambda *scene: scorer.enc(scene[4].astype(np.float64)),
+    }[given]
+    theirs = scorer.run(str(folder / "data"), {"identity": shown})["identity"]
+    identity = method_by_name("identity", given=given)
+    ours = evaluate(find_scenes(folder / "data", ["s08"]), [identity])["identity"]
     for row, wanted in zip(ours["rows"], theirs["rows"], strict=True):
         figures = {name for name in wanted if name.startswith(("psnr", "ssim"))}
         assert figures == {name for name in row if name.startswith(("psnr", "ssim"))}
@@ -214,6 +251,10 @@ def test_same_figures_as_the_benchmarks_own_scorer(shared_root: Path) -> None:
         (["DATA"], "--method NAME or --predictions"),
         (["DATA", "--method", "lens"], "nor a folder with a model"),
         (["DATA", "--method", "EMPTY"], "holds no model"),
+        (["DATA", "--method", "scatter+bost"], "layered+boost or another with boosted"),
+        (["DATA", "--method", "tiny", "--input", "linear"], "that are cut off at white; wanted"),
+        (["DATA", "--method", "EMPTY", "--input", "linear"], "that are cut off at white; wanted"),
+        (["DATA", "--method", "scatter+boost", "--input", "linear"], "wanted --method scatter, or"),
         (["DATA", "--method", "scatter", "--scenes", "s01,s77"], "no scene s77"),
         (["DATA", "--method", "scatter", "--device", "abacus"], "abacus"),
         (["DATA", "--method", "scatter", "--out", "NOWHERE/out.json"], "no folder"),
