@@ -102,8 +102,13 @@ class Aperture:
         _check_number(
             "fringe", self.fringe, -math.inf, math.inf, "a finite difference of disparity"
         )
-        if self.picture is not None:
-            object.__setattr__(self, "picture", _as_picture(self.picture))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "picture":
+                plain: Any = None if value is None else _as_picture(value)
+            else:
+                plain = int(value) if field.name == "blades" else float(value)
+            object.__setattr__(self, field.name, plain)
         self._check_open()
 
     def _check_open(self) -> None:
@@ -185,9 +190,7 @@ class Aperture:
     def to_dict(self) -> dict[str, Any]:
         """What differs from the default, in types of JSON; the picture as rows of 0 to 255."""
         return {
-            name: _to_8_bit(value).tolist()
-            if isinstance(value, torch.Tensor)
-            else (int(value) if name == "blades" else float(value))
+            name: _to_8_bit(value).tolist() if isinstance(value, torch.Tensor) else value
             for name, value in self._differing().items()
         }
 
@@ -204,9 +207,16 @@ class Aperture:
             )
         settings = dict(settings)
         if settings.get("picture") is not None:
-            levels = np.asarray(settings["picture"])
-            if levels.dtype.kind not in "iu" or levels.min() < 0 or levels.max() > 255:
-                raise ValueError("The picture of the settings wants rows of integers, 0 to 255.")
+            try:
+                levels = np.asarray(settings["picture"])
+                whole = levels.dtype.kind in "iu" and levels.min() >= 0 and levels.max() <= 255
+            except ValueError:  # rows of different lengths, or none
+                whole = False
+            if not whole:
+                raise ValueError(
+                    "The picture of these settings is no picture; wanted rows of equal length of "
+                    "integers, 0 to 255, as to_dict writes them."
+                )
             settings["picture"] = torch.from_numpy(levels.astype(np.uint8))
         return cls(**settings)
 
@@ -365,18 +375,19 @@ class Aperture:
         half_diagonal = 0.75 / radius
         x, y = self._unsqueezed(u, v)
         shorter = min(self._half_axes())
-        outside = (self._outline(x, y)[0] * shorter)[None]
+        outside = self._outline(x, y)[0] * shorter
         if self.obstruction > 0:
             to_hole = (self.obstruction - torch.hypot(x, y)) * shorter
             outside = torch.maximum(outside, to_hole)
+        full, touched = (outside < -half_diagonal)[None], (outside < half_diagonal)[None]
         if self.varies_over_field:
-            second = self._second_rim(u, v, places[:, :1, None], places[:, 1:, None])
-            outside = torch.maximum(outside, second)
-        full = self._brightness(x, y, side, None, 1 / radius)
-        weights = ((outside < 0) * full).expand(len(places), -1, -1).clone()
-        partly = outside < half_diagonal
-        if picture is None:
-            partly = partly & (outside > -half_diagonal)
+            moved_u, moved_v = self.cat_eye * places[:, :1] + u, self.cat_eye * places[:, 1:] + v.T
+            squared = moved_u[:, None, :] ** 2 + moved_v[:, :, None] ** 2
+            full = full & (squared < max(1 - half_diagonal, 0) ** 2)
+            touched = touched & (squared < (1 + half_diagonal) ** 2)
+        weights = full * self._brightness(x, y, side, None, 1 / radius)
+        partly = touched & ~full if picture is None else touched
+        weights = weights.expand(len(places), -1, -1).clone()
         place, row, column = partly.expand_as(weights).nonzero(as_tuple=True)
 
         # The others are cut into squares, each a straight cut through its rims.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from bokehdiff.rendering.aperture import Aperture
+from bokehdiff.rendering.aperture import Aperture, field_position
 
 __all__ = ["depth_ordered_scatter", "scatter_bokehme", "scatter_reference"]
 
@@ -28,8 +30,15 @@ FRAME_EXTENSION = 0.5
 SMALLEST_RADIUS_LIMIT = 512
 # A pixel that accepted less coverage than this keeps its own light.
 SMALLEST_COVERAGE = 1e-6
-# Running sums of differences cancel to about 1e-16 (float64); below this nothing has arrived.
-SMALLEST_ARRIVAL = 1e-12
+# Below this nothing has arrived: in float64 running sums of differences cancel to about 1e-16, and
+# those of third differences, across a thousand pixels, to about 1e-10.
+SMALLEST_ARRIVAL = 1e-9
+# Cells of the field along one side of the picture, at most: each has a kernel of its own for every
+# level of defocus in it.
+MOST_CELLS = 64
+# Third differences of a kernel that are smaller than this, relative to its largest weight, are
+# what rounding left of zeros.
+SMALLEST_DIFFERENCE = 1e-14
 
 
 def depth_ordered_scatter(
@@ -43,18 +52,24 @@ def depth_ordered_scatter(
     light: (B, C, H, W) linear light, float32 or float64 (kept).
     signed_defocus: (B, 1, H, W) signed radius of the circle of confusion in pixels of ``light``,
         positive nearer than the focus plane: ``K * (disparity - df)``. It also orders the sources.
-    aperture: shape of the opening; default disc.
+    aperture: the opening; default disc. Its ``fringe`` is not looked at, because one defocus serves
+        all channels: give each colour the defocus of its own focus.
 
     Each source spreads energy one over ``aperture.kernel(signed_defocus)``. Slices of sources of
     nearly equal depth arrive from near to far; a pixel accepts their coverage until it is full (a
     slice that brings more than the room left is scaled down), and the light is finally divided by
-    the coverage accepted. What lies beyond the frame is unknown: the outermost pixels are repeated
-    over half the largest radius, the division makes up for the rest.
+    the coverage accepted, so that uniform light stays uniform. What lies beyond the frame is
+    unknown: the outermost pixels are repeated over half the largest radius, the division makes up
+    for the rest.
+
+    An opening with ``cat_eye`` differs between sources: the field is divided into cells so small
+    that its second rim moves by a pixel at most from one to the next, at most 64 across, and the
+    sources of a cell share the kernel of its middle.
 
     Differentiable in ``light``; ``signed_defocus`` receives no gradient. A kernel enters through
     the horizontal differences of its rows, which are summed up once for each slice: the work for
     a source grows with its radius instead of its area, and memory hardly depends on the radius.
-    :func:`scatter_reference` is the plain twin.
+    Only through a ``picture`` it grows with the area. :func:`scatter_reference` is the plain twin.
     """
     _check(light, signed_defocus)
     aperture = aperture or Aperture()
@@ -63,7 +78,7 @@ def depth_ordered_scatter(
     for picture, radii in zip(light.split(1), defocus.split(1), strict=True):
         margin = _margin(radii)
         wide, wide_radii = _extend(picture, margin), _extend(radii, margin)
-        wide = _Scatter.apply(wide[0], wide_radii[0, 0], aperture)
+        wide = _Scatter.apply(wide[0], wide_radii[0, 0], margin, aperture)
         blurred.append(wide[:, margin : margin + light.shape[2], margin : margin + light.shape[3]])
     return torch.stack(blurred)
 
@@ -80,7 +95,7 @@ def scatter_reference(
     results = []
     light = light.to(torch.float64)
     for picture, radii in zip(light.split(1), signed_defocus.split(1), strict=True):
-        margin = _margin(radii)
+        margin, frame = _margin(radii), (light.shape[2], light.shape[3])
         picture = _extend(picture, margin)[0]
         levels = quantise_defocus(_extend(radii, margin)[0, 0])
         height, width = levels.shape
@@ -88,14 +103,21 @@ def scatter_reference(
         for together in slice_of_level(levels).unique().flip(0):
             arriving, amount = torch.zeros_like(picture), torch.zeros_like(picture[0])
             for y, x in (slice_of_level(levels) == together).nonzero().tolist():
-                kernel = aperture.kernel(defocus_of_level(int(levels[y, x])), dtype=torch.float64)
+                defocus = defocus_of_level(int(levels[y, x]))
+                cells = cells_of_field(aperture, defocus, *frame)
+                row, column = (
+                    min(max(place - margin, 0), length - 1) * count // length
+                    for place, length, count in zip((y, x), frame, cells, strict=True)
+                )
+                field = middle_of_cell(row, column, cells, *frame)
+                kernel = aperture.kernel(defocus, field=field, dtype=torch.float64)
                 reach = kernel.shape[0] // 2
                 for target_y in range(max(y - reach, 0), min(y + reach + 1, height)):
                     for target_x in range(max(x - reach, 0), min(x + reach + 1, width)):
                         weight = kernel[target_y - y + reach, target_x - x + reach]
                         arriving[:, target_y, target_x] += weight * picture[:, y, x]
                         amount[target_y, target_x] += weight
-            share = ((1 - coverage) / amount.clamp_min(SMALLEST_ARRIVAL)).clamp(0, 1)
+            share = torch.where(amount > SMALLEST_ARRIVAL, (1 - coverage) / amount, 0).clamp(0, 1)
             accepted += arriving * share
             coverage += amount * share
         blurred = accepted / coverage.clamp_min(SMALLEST_COVERAGE)
@@ -158,125 +180,245 @@ def slice_of_level(level: Any) -> Any:
     return (level + LEVELS_PER_SLICE // 2) // LEVELS_PER_SLICE
 
 
-class _Group(NamedTuple):
-    """Sources of one defocus level: a run of the sorted pixel indices."""
+def cells_of_field(
+    aperture: Aperture, signed_radius: float, height: int, width: int
+) -> tuple[int, int]:
+    """(rows, columns) of cells in which sources of one defocus share a kernel."""
+    moved_per_pixel = aperture.cat_eye * abs(signed_radius) / (math.hypot(height, width) / 2)
+    rows, columns = (math.ceil(moved_per_pixel * length) for length in (height, width))
+    return min(max(rows, 1), MOST_CELLS), min(max(columns, 1), MOST_CELLS)
 
-    start: int
-    stop: int
-    level: int
-    first_row: int
-    last_row: int
+
+def middle_of_cell(
+    row: Any, column: Any, cells: tuple[int, int], height: int, width: int
+) -> tuple[Any, Any]:
+    """Place in the field (numbers or tensors) of the middle of a cell."""
+    y = (row + 0.5) * (height / cells[0]) - 0.5
+    x = (column + 0.5) * (width / cells[1]) - 0.5
+    return field_position(x, y, height, width)
 
 
 class _Footprint(NamedTuple):
-    """Horizontal differences of a kernel: K entries at offsets (dy, dx) from the source."""
+    """M kernels as K differences each, at places relative to the source in the flat canvas."""
 
-    dy: torch.Tensor  # (K,) int64
-    dx: torch.Tensor  # (K,) int64
-    weight: torch.Tensor  # (K,)
+    place: torch.Tensor  # (M, K) int64
+    weight: torch.Tensor  # (M, K)
+    which: torch.Tensor | None  # (n,) which of the M each source has; None where M is 1
+
+
+class _Group(NamedTuple):
+    """Sources of one level of defocus: a run of the sorted pixels, and what they spread."""
+
+    sources: slice
+    footprint: _Footprint
+
+
+class _Band(NamedTuple):
+    """Rows of the picture that a slice reaches, and the columns that it reaches there."""
+
+    rows: slice
+    columns: slice
+    # The same in the canvas. Its columns begin where the slice begins, because running sums do:
+    # ``spare`` of them lie to the left of the picture.
+    canvas_rows: slice
+    canvas_columns: slice
+    spare: int
+
+
+class _Slice(NamedTuple):
+    """Groups whose light arrives together, and where in the picture."""
+
+    groups: list[_Group]
+    bands: list[_Band]
 
 
 class _Scene:
-    """Sources of one picture, sorted from near to far and gathered into groups and slices."""
+    """Sources of one picture, sorted from near to far and gathered into groups and slices.
 
-    def __init__(self, signed_defocus: torch.Tensor, aperture: Aperture) -> None:
+    Kernels are entered into a canvas, wider than the picture by the largest reach on every side, as
+    the differences of their rows, which running sums turn back into kernels: first differences of a
+    flat opening, third differences of a profile (which is a parabola along a row), the kernel
+    itself where there is a picture. Differences are zero except on the rims.
+    """
+
+    def __init__(self, signed_defocus: torch.Tensor, margin: int, aperture: Aperture) -> None:
+        """``margin``: pixels by which the picture was extended on every side."""
         self.height, self.width = signed_defocus.shape
-        self.device = signed_defocus.device
+        self.margin, self.aperture, self.device = margin, aperture, signed_defocus.device
         # Differences along a row need the digits; Apple GPUs have no float64.
         self.dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self.aperture = aperture
-        self.footprints: dict[int, _Footprint] = {}
+        self.differences = 0
+        if aperture.is_flat:
+            self.differences = 1
+        elif aperture.picture is None and self.dtype == torch.float64:
+            self.differences = 3
+
+        # Stable: within a level the pixels stay in reading order.
         levels = quantise_defocus(signed_defocus).flatten()
-        # Stable: within a level the pixels stay in reading order, first row first.
-        sorted_levels, self.order = levels.sort(descending=True, stable=True)
-        found, counts = sorted_levels.unique_consecutive(return_counts=True)
+        self.levels, self.order = levels.sort(descending=True, stable=True)
+        self.y = torch.div(self.order, self.width, rounding_mode="floor")
+        self.x = self.order - self.y * self.width
+        self.reach = max(_reach(int(self.levels[end])) for end in (0, -1))
+        self.canvas_height = self.height + 2 * self.reach
+        self.canvas_width = self.width + 2 * self.reach + self.differences
+        self.places = (self.y + self.reach) * self.canvas_width + self.x + self.reach
+
+    def slices(self) -> Iterator[_Slice]:
+        """Slices from the nearest to the farthest."""
+        found, counts = self.levels.unique_consecutive(return_counts=True)
+        _, slice_of_group = slice_of_level(found).unique_consecutive(return_inverse=True)
         stops = counts.cumsum(0)
-        starts = stops - counts
-        first_rows = self.order[starts] // self.width
-        last_rows = self.order[stops - 1] // self.width
-        table = torch.stack([starts, stops, found, first_rows, last_rows], dim=1)
-        self.groups = [_Group(*row) for row in table.tolist()]
+        runs = torch.stack([slice_of_group, found, stops - counts, stops], dim=1).tolist()
+        # The first and the last column of the sources in each row of each slice.
+        row = slice_of_group.repeat_interleave(counts) * self.height + self.y
+        size = (runs[-1][0] + 1) * self.height
+        first = self.x.new_full((size,), self.width).scatter_reduce_(0, row, self.x, "amin")
+        last = self.x.new_full((size,), -1).scatter_reduce_(0, row, self.x, "amax")
+        extents = torch.stack([first, last]).view(2, -1, self.height).cpu().numpy()
+        for number, together in itertools.groupby(runs, lambda run: run[0]):
+            groups, reach = [], 0
+            for _, level, start, stop in together:
+                sources = slice(start, stop)
+                groups.append(_Group(sources, self._footprint(level, sources)))
+                reach = max(reach, _reach(level))
+            yield _Slice(groups, list(self._bands(extents[0, number], extents[1, number], reach)))
 
-    def slices(self) -> Iterator[list[_Group]]:
-        """Groups whose light arrives together, nearest first."""
-        together = [self.groups[0]]
-        for group in self.groups[1:]:
-            if slice_of_level(group.level) != slice_of_level(together[0].level):
-                yield together
-                together = []
-            together.append(group)
-        yield together
-
-    def footprint(self, level: int) -> _Footprint:
-        if level not in self.footprints:
-            kernel = self.aperture.kernel(defocus_of_level(level), dtype=torch.float64)
-            reach = kernel.shape[0] // 2
-            steps = F.pad(kernel, (1, 1)).diff(dim=1)
-            dy, dx = steps.nonzero(as_tuple=True)
-            self.footprints[level] = _Footprint(
-                (dy - reach).to(self.device),
-                (dx - reach).to(self.device),
-                steps[dy, dx].to(dtype=self.dtype, device=self.device),
+    def _bands(self, first: np.ndarray, last: np.ndarray, reach: int) -> Iterator[_Band]:
+        """Bands of a slice whose sources lie between two columns of each row."""
+        # On a CPU a band should fit into the cache.
+        pixels_at_once = 1 << 15 if self.device.type == "cpu" else self.height * self.width
+        rows_at_once = max(pixels_at_once // int(last.max() - first.min() + 2 * reach + 1), 1)
+        filled = np.flatnonzero(last >= 0)
+        top, bottom = max(filled[0] - reach, 0), min(filled[-1] + reach + 1, self.height)
+        for start in range(int(top), int(bottom), rows_at_once):
+            stop = min(start + rows_at_once, int(bottom))
+            sources = slice(max(start - reach, 0), stop + reach)
+            if last[sources].max() < 0:
+                continue
+            left, right = int(first[sources].min()) - reach, int(last[sources].max()) + reach
+            columns = slice(max(left, 0), min(right + 1 + self.differences, self.width))
+            yield _Band(
+                slice(start, stop),
+                columns,
+                slice(start + self.reach, stop + self.reach),
+                slice(left + self.reach, columns.stop + self.reach),
+                columns.start - left,
             )
-        return self.footprints[level]
 
-    def pieces(
-        self, group: _Group, footprint: _Footprint
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(sources (n,), places (n, K)): pixel indices, and where their differences belong.
+    def _footprint(self, level: int, sources: slice) -> _Footprint:
+        defocus = defocus_of_level(level)
+        which: torch.Tensor | None = None
+        field = torch.zeros(1, 2, dtype=torch.float64)
+        height, width = self.height - 2 * self.margin, self.width - 2 * self.margin
+        cells = cells_of_field(self.aperture, defocus, height, width)
+        if cells != (1, 1):
+            # Repeated pixels beyond the frame are seen from where they were repeated.
+            row = (self.y[sources] - self.margin).clamp(0, height - 1) * cells[0] // height
+            column = (self.x[sources] - self.margin).clamp(0, width - 1) * cells[1] // width
+            taken, which = (row * cells[1] + column).unique(return_inverse=True)
+            taken = taken.cpu()
+            cell_row, cell_column = (taken // cells[1]).double(), (taken % cells[1]).double()
+            middle = middle_of_cell(cell_row, cell_column, cells, height, width)
+            field = torch.stack(middle, dim=1)
+        # Some cells at a time, as large kernels of all of them would fill the memory.
+        at_once = max((1 << 21) // (2 * _reach(level) + 1) ** 2, 1)
+        parts = [self._entries(defocus, some) for some in field.split(at_once)]
+        counts = torch.cat([count for count, _, _ in parts])
+        place, weight = (torch.cat([part[i] for part in parts]) for i in (1, 2))
+        # Kernels with fewer entries than others are filled up with nothing, on the source itself.
+        filled = torch.arange(int(counts.max())) < counts[:, None]
+        places = torch.zeros(filled.shape, dtype=torch.int64).masked_scatter_(filled, place)
+        weights = torch.zeros(filled.shape, dtype=torch.float64).masked_scatter_(filled, weight)
+        return _Footprint(places.to(self.device), weights.to(self.device, self.dtype), which)
 
-        Places count in rows of width + 1. What starts left of the frame goes to column 0, where
-        the running sum would bring it; everything else outside goes to the spare column or the
-        spare row, which nobody reads.
+    def _entries(
+        self, defocus: float, field: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Entries of the kernels at places (M, 2) of the field, those of the first one first.
+
+        (how many each has (M,), their places relative to the source, their weights)
         """
-        entries_at_once = 1 << 18 if self.device.type == "cpu" else 1 << 24
-        sources_at_once = max(1, entries_at_once // len(footprint.weight))
-        for sources in self.order[group.start : group.stop].split(sources_at_once):
-            y = torch.div(sources, self.width, rounding_mode="floor")
-            x = sources - y * self.width
-            rows = y.unsqueeze(1) + footprint.dy
-            rows = torch.where((rows < 0) | (rows > self.height), self.height, rows)
-            columns = (x.unsqueeze(1) + footprint.dx).clamp_(0, self.width)
-            yield sources, columns.add_(rows, alpha=self.width + 1)
+        kernels = self.aperture.kernel(defocus, field=field, dtype=torch.float64)
+        reach = kernels.shape[-1] // 2
+        entries = kernels
+        if self.differences > 0:
+            entries = F.pad(kernels, (self.differences,) * 2).diff(n=self.differences)
+        # First differences of equal weights are exactly zero.
+        noise = SMALLEST_DIFFERENCE * float(kernels.max()) if self.differences > 1 else 0.0
+        one, dy, dx = (entries.abs() > noise).nonzero(as_tuple=True)
+        counts = one.bincount(minlength=len(kernels))
+        return counts, (dy - reach) * self.canvas_width + dx - reach, entries[one, dy, dx]
+
+    def pieces(self, group: _Group) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Some sources of a group at a time: (sources, places (n, K), weights (n, K) or (1, K))."""
+        place, weight, which = group.footprint
+        entries_at_once = 1 << 15 if self.device.type == "cpu" else 1 << 24
+        step = max(1, entries_at_once // weight.shape[1])
+        start, stop = group.sources.start, group.sources.stop
+        for first in range(start, stop, step):
+            sources = slice(first, min(first + step, stop))
+            if which is None:
+                yield sources, self.places[sources, None] + place, weight
+            else:
+                cell = which[first - start : sources.stop - start]
+                yield sources, self.places[sources, None] + place[cell], weight[cell]
 
 
 class _Canvas:
-    """Buffer of horizontal differences (C, H + 1, W + 1) that one slice after another enters."""
+    """Buffer (C, H, W) of entries that one slice after another passes through."""
 
-    def __init__(self, scene: _Scene, light: torch.Tensor | None) -> None:
-        """``light``: (C, H * W) light of the sources, or None to scatter only their coverage."""
-        self.scene, self.light = scene, light
-        channels = 1 if light is None else 1 + len(light)
-        self.differences = torch.zeros(
-            channels, scene.height + 1, scene.width + 1, dtype=scene.dtype, device=scene.device
-        )
+    def __init__(self, scene: _Scene, channels: int) -> None:
+        self.scene = scene
+        size = (channels, scene.canvas_height, scene.canvas_width)
+        self.entries = torch.zeros(size, dtype=scene.dtype, device=scene.device)
 
-    def receive(self, together: list[_Group]) -> tuple[slice, torch.Tensor]:
-        """Rows reached by a slice, and its light (C, rows, W) there, coverage last."""
-        scene = self.scene
-        reach = math.ceil(max(abs(defocus_of_level(group.level)) for group in together) + 0.5)
-        top = max(min(group.first_row for group in together) - reach, 0)
-        bottom = min(max(group.last_row for group in together) + reach + 1, scene.height)
-        self.differences[:, top:bottom] = 0
-        flat = self.differences.view(len(self.differences), -1)
-        for group in together:
-            footprint = scene.footprint(group.level)
-            for sources, places in scene.pieces(group, footprint):
+    def receive(
+        self, part: _Slice, light: torch.Tensor
+    ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+        """(rows, columns, light (C, h, w)) that a slice brings to the picture, coverage last.
+
+        light: (C - 1, N) light of the sources in the order of the scene.
+        """
+        flat = self.entries.view(len(self.entries), -1)
+        for group in part.groups:
+            for sources, places, weights in self.scene.pieces(group):
                 where = places.view(-1)
-                for channel in range(len(flat) - 1):
-                    assert self.light is not None
-                    amount = self.light[channel, sources].unsqueeze(1) * footprint.weight
-                    flat[channel].scatter_add_(0, where, amount.view(-1))
-                flat[-1].scatter_add_(0, where, footprint.weight.expand_as(places).reshape(-1))
-        received = self.differences[:, top:bottom].cumsum(-1)[..., : scene.width]
-        return slice(top, bottom), received
+                for channel, of_sources in zip(flat, light[:, sources], strict=False):
+                    amounts = of_sources.unsqueeze(1) * weights
+                    channel.scatter_add_(0, where, amounts.view(-1))
+                flat[-1].scatter_add_(0, where, weights.expand_as(places).reshape(-1))
+        for band in part.bands:
+            entered = self.entries[:, band.canvas_rows, band.canvas_columns]
+            received = entered
+            for _ in range(self.scene.differences):
+                received = received.cumsum(-1)
+            yield band.rows, band.columns, received[..., band.spare :]
+            entered.zero_()
+
+    def send_back(self, part: _Slice, gradient: torch.Tensor, outgoing: torch.Tensor) -> None:
+        """The transpose of :meth:`receive` without coverage.
+
+        gradient: (C, H, W) of what the slice brings to the picture, looked at in its bands.
+        outgoing: (C, N) gradient of the light of the sources; that of the slice is written.
+        """
+        for band in part.bands:
+            sums = F.pad(gradient[:, band.rows, band.columns], (band.spare, 0))
+            for _ in range(self.scene.differences):
+                sums = sums.flip(-1).cumsum(-1).flip(-1)
+            self.entries[:, band.canvas_rows, band.canvas_columns] = sums
+        flat = self.entries.view(len(self.entries), -1)
+        for group in part.groups:
+            for sources, places, weights in self.scene.pieces(group):
+                gathered = flat[:, places.view(-1)].view(len(flat), *places.shape)
+                outgoing[:, sources] = (gathered * weights).sum(-1)
+        for band in part.bands:
+            self.entries[:, band.canvas_rows, band.canvas_columns] = 0
 
 
 def _accept(coverage: torch.Tensor, arriving: torch.Tensor) -> torch.Tensor:
     """Share in [0, 1] of the arriving coverage that still fits; it is added to ``coverage``."""
-    arriving = torch.where(arriving > SMALLEST_ARRIVAL, arriving, 0)
-    share = ((1 - coverage) / arriving.clamp_min(SMALLEST_ARRIVAL)).clamp_(0, 1)
-    coverage.addcmul_(arriving, share)
+    share = torch.where(arriving > SMALLEST_ARRIVAL, (1 - coverage).div_(arriving), 0)
+    coverage.addcmul_(arriving, share.clamp_(0, 1))
     return share
 
 
@@ -289,53 +431,56 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, light: torch.Tensor, defocus: torch.Tensor, aperture: Aperture
+        ctx: Any, light: torch.Tensor, defocus: torch.Tensor, margin: int, aperture: Aperture
     ) -> torch.Tensor:
         ctx.save_for_backward(defocus)
-        ctx.aperture = aperture
-        channels, height, width = light.shape
-        scene = _Scene(defocus, aperture)
-        canvas = _Canvas(scene, light.reshape(channels, -1).to(scene.dtype))
+        ctx.margin, ctx.aperture = margin, aperture
+        scene = _Scene(defocus, margin, aperture)
+        canvas = _Canvas(scene, len(light) + 1)
+        sorted_light = light.flatten(1)[:, scene.order].to(scene.dtype)
         accepted = torch.zeros(light.shape, dtype=scene.dtype, device=scene.device)
-        coverage = torch.zeros(height, width, dtype=scene.dtype, device=scene.device)
-        for together in scene.slices():
-            rows, received = canvas.receive(together)
-            share = _accept(coverage[rows], received[-1])
-            accepted[:, rows].addcmul_(received[:-1], share)
+        coverage = torch.zeros(light.shape[1:], dtype=scene.dtype, device=scene.device)
+        for part in scene.slices():
+            for rows, columns, received in canvas.receive(part, sorted_light):
+                share = _accept(coverage[rows, columns], received[-1])
+                accepted[:, rows, columns].addcmul_(received[:-1], share)
         blurred = accepted.div_(coverage.clamp_min(SMALLEST_COVERAGE)).to(light.dtype)
         return torch.where(coverage > SMALLEST_COVERAGE, blurred, light)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (defocus,) = ctx.saved_tensors
-        channels, height, width = gradient.shape
-        scene = _Scene(defocus, ctx.aperture)
-        canvas = _Canvas(scene, None)
+        scene = _Scene(defocus, ctx.margin, ctx.aperture)
+        only_coverage = torch.zeros(0, len(scene.order), dtype=scene.dtype, device=scene.device)
+        canvas, sums = _Canvas(scene, 1), _Canvas(scene, len(gradient))
 
         # The division by the final coverage comes last, so the slices are met twice.
-        coverage = torch.zeros(height, width, dtype=scene.dtype, device=scene.device)
-        for together in scene.slices():
-            rows, received = canvas.receive(together)
-            _accept(coverage[rows], received[-1])
+        coverage = torch.zeros(gradient.shape[1:], dtype=scene.dtype, device=scene.device)
+        for part in scene.slices():
+            for rows, columns, received in canvas.receive(part, only_coverage):
+                _accept(coverage[rows, columns], received[-1])
         covered = coverage > SMALLEST_COVERAGE
         incoming = gradient.to(scene.dtype) / coverage.clamp_min(SMALLEST_COVERAGE) * covered
-        outgoing = torch.zeros(channels, height * width, dtype=scene.dtype, device=scene.device)
-        # Running sums, read backwards; the spare row and column stay zero.
-        sums = incoming.new_zeros(channels, height + 1, width + 1)
+        sorted_outgoing = torch.empty(
+            len(gradient), len(scene.order), dtype=scene.dtype, device=scene.device
+        )
+        shared = torch.empty_like(incoming)
         coverage.zero_()
-        for together in scene.slices():
-            rows, received = canvas.receive(together)
-            share = _accept(coverage[rows], received[-1])
-            sums[:, rows, :width] = (incoming[:, rows] * share).flip(-1).cumsum(-1).flip(-1)
-            flat = sums.view(channels, -1)
-            for group in together:
-                footprint = scene.footprint(group.level)
-                for sources, places in scene.pieces(group, footprint):
-                    gathered = flat[:, places.view(-1)].view(channels, *places.shape)
-                    outgoing[:, sources] = gathered @ footprint.weight
+        for part in scene.slices():
+            for rows, columns, received in canvas.receive(part, only_coverage):
+                share = _accept(coverage[rows, columns], received[-1])
+                torch.mul(incoming[:, rows, columns], share, out=shared[:, rows, columns])
+            sums.send_back(part, shared, sorted_outgoing)
+        outgoing = torch.empty_like(sorted_outgoing)
+        outgoing[:, scene.order] = sorted_outgoing
         kept = gradient * ~covered
-        return outgoing.view(channels, height, width).to(gradient.dtype) + kept, None, None
+        return outgoing.view(gradient.shape).to(gradient.dtype) + kept, None, None, None
+
+
+def _reach(level: int) -> int:
+    """Pixels by which the kernel of a level extends on every side."""
+    return max(math.ceil(abs(defocus_of_level(level)) - 0.5), 1)
 
 
 def _margin(signed_defocus: torch.Tensor) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +296,9 @@ def test_apertures_survive_json_and_are_keys(aperture: Aperture) -> None:
 
 def test_settings_and_repr_name_only_what_differs() -> None:
     assert Aperture().to_dict() == {} and repr(Aperture()) == "Aperture()"
+    assert (
+        repr(Aperture(np.int64(5), rotation=np.float32(0.5))) == "Aperture(blades=5, rotation=0.5)"
+    )
     aperture = Aperture(5, picture=torch.tensor([[1.0, 0.5]]))
     assert aperture.to_dict() == {"blades": 5, "picture": [[255, 128]]}
     assert repr(aperture) == "Aperture(blades=5, picture=<1 x 2 pixels>)"
@@ -385,6 +390,8 @@ def test_impossible_samples_and_kernels_are_refused() -> None:
         ({"blade": 5}, "has no blade; its settings are blades"),
         ({"picture": [[0.5]]}, "integers, 0 to 255"),
         ({"picture": [[300]]}, "integers, 0 to 255"),
+        ({"picture": [[1, 2], [3]]}, "rows of equal length"),
+        ({"picture": []}, "rows of equal length"),
         ({"squeeze": 9}, "0.25 to 4"),
     ],
 )
@@ -404,3 +411,24 @@ def test_impossible_pictures_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             Aperture.from_picture(picture)
+
+
+def test_the_example_draws_every_aperture(tmp_path: Path) -> None:
+    """One sheet, in which no two tiles are the same; a second run leaves the file alone."""
+    example = Path(__file__).resolve().parents[2] / "examples" / "apertures.py"
+    sheet = tmp_path / "apertures.png"
+    command = [sys.executable, str(example), "-o", str(sheet), "--tile-width", "72"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"12 apertures: {sheet}\n"
+    with Image.open(sheet) as opened:
+        picture = np.asarray(opened)
+    height, strip, gap = 45, 12, 2
+    tiles = [
+        picture[top : top + height, left : left + 72].tobytes()
+        for top in range(gap, 4 * (height + strip + gap), height + strip + gap)
+        for left in range(gap, 3 * (72 + gap), 72 + gap)
+    ]
+    assert len(set(tiles)) == len(tiles) == 12
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 2 and "exists already" in again.stderr

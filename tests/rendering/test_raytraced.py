@@ -358,6 +358,23 @@ def test_point_of_light_becomes_the_kernel(aperture: Aperture, df: float, signed
     assert aperture.is_symmetric or (crop - turned).abs().sum() > 0.2
 
 
+@pytest.mark.parametrize(("df", "signed"), [(0.5, 6.0), (0.9, -6.0)])
+def test_cat_eye_cuts_the_side_that_it_cuts_from_the_kernel(df: float, signed: float) -> None:
+    colours = torch.zeros(1, 1, 3, 61, 61, **DOUBLE)
+    colours[..., 12, 45] = 1
+    opaque = torch.ones_like(colours[:, :, :1])
+    plane = torch.tensor([[[0.0, 0.0, 1 / 0.7]]], **DOUBLE)
+    aperture = Aperture(cat_eye=0.9)
+    image = render_layers(
+        colours, opaque, plane, df, 30.0, aperture=aperture, samples_per_side=41
+    ).image()
+    kernel = aperture.kernel(signed, field=field_position(45.0, 12.0, 61, 61), **DOUBLE)
+    crop = image[0, 0, 12 - 6 : 12 + 7, 45 - 6 : 45 + 7]
+    crop = crop / crop.sum()
+    # The renderer cuts at the place of the pixel that sees, the kernel at that of the source.
+    assert (crop - kernel).abs().sum() < 0.25 < 0.6 < (crop - kernel.flip(0, 1)).abs().sum()
+
+
 def test_black_behind_the_last_layer_and_light_lost_beside_it() -> None:
     colours = torch.ones(1, 1, 3, 8, 8)
     empty = torch.zeros(1, 1, 1, 8, 8)
