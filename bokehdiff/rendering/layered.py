@@ -18,7 +18,7 @@ full. Three things make the result close to a ray tracer's:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bokehdiff.grids import enlarged
 from bokehdiff.rendering.aperture import Aperture
+from bokehdiff.rendering.frame import check_blur_arguments, continued, frame_margin
 from bokehdiff.rendering.lens_parts import LensParts
 from bokehdiff.rendering.sources import Sources, slope_of, sources_of_picture
 
@@ -37,8 +38,6 @@ LENS_PARTS = 4
 # Slices are this many pixels of defocus apart, or this share of their radius if that is more.
 SLICE_PIXELS = 0.7
 SLICE_SHARE = 0.1
-# The picture is continued beyond its frame over this share of the largest radius.
-FRAME_EXTENSION = 0.5
 # A part of the lens that accepted little borrows from what the whole lens saw.
 BORROWED = 1e-3
 NOTHING = 1e-6
@@ -51,8 +50,6 @@ SPARK_ENTRIES_PER_PIXEL = 16
 SPARK_LEVELS_PER_PIXEL = 16
 # Values of a batch of tiles that are transformed at once.
 VALUES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
-# Radii up to the longer side of the picture are accepted, and up to this in small pictures.
-SMALLEST_RADIUS_LIMIT = 512
 
 
 class Slice(NamedTuple):
@@ -118,26 +115,24 @@ def blur_picture(
     aperture: Aperture,
     slices: Sequence[Slice],
     lens_parts: int,
+    find_sources: Callable[[torch.Tensor, torch.Tensor], Sources] = sources_of_picture,
 ) -> torch.Tensor:
     """One picture (C, H, W) with signed defocus (H, W) through the given slices, ascending."""
     keep_graph = torch.is_grad_enabled() and (light.requires_grad or defocus.requires_grad)
     with torch.set_grad_enabled(keep_graph):
-        return _blur_picture(light, defocus, aperture, slices, lens_parts)
+        margin = frame_margin(defocus)
+        wide = continued(light[None], margin)[0]
+        sources = find_sources(wide, continued_defocus(defocus, margin))
+        lens = LensParts(aperture, lens_parts, (margin, *defocus.shape))
+        blurred = _blur_sources(sources, wide, lens, slices)
+        return blurred[:, margin : margin + light.shape[1], margin : margin + light.shape[2]]
 
 
-def _blur_picture(
-    light: torch.Tensor,
-    defocus: torch.Tensor,
-    aperture: Aperture,
-    slices: Sequence[Slice],
-    lens_parts: int,
+def _blur_sources(
+    sources: Sources, wide: torch.Tensor, lens: LensParts, slices: Sequence[Slice]
 ) -> torch.Tensor:
-    channels, height, width = light.shape
-    margin = _margin(defocus)
-    wide = F.pad(light[None], (margin,) * 4, mode="replicate")[0] if margin else light
-    wide_defocus = continued_defocus(defocus, margin)
-    sources = sources_of_picture(wide, wide_defocus)
-    lens = LensParts(aperture, lens_parts, (margin, height, width))
+    """(C, H, W) of the canvas: the picture ``wide`` with all that is around its frame."""
+    channels = len(wide)
     canvas = (wide.shape[1], wide.shape[2])
     is_spark = find_sparks(sources, wide)
     sparks = Sources(*(part[is_spark] for part in sources))
@@ -145,16 +140,16 @@ def _blur_picture(
 
     order = others.defocus.detach().argsort(stable=True)
     others = Sources(*(part[order] for part in others))
-    levels = torch.tensor([one.defocus for one in slices]).to(defocus)
+    levels = torch.tensor([one.defocus for one in slices]).to(sources.defocus)
     interval = torch.bucketize(others.defocus.detach(), levels) - 1
     interval = interval.clamp(0, max(len(slices) - 2, 0))
     starts = torch.searchsorted(
-        interval.contiguous(), torch.arange(len(slices) + 1, device=light.device)
+        interval.contiguous(), torch.arange(len(slices) + 1, device=wide.device)
     ).tolist()
     nearest = (sparks.defocus.detach()[:, None] - levels).abs().argmin(1)
 
     # Accepted light and, last, coverage: (parts, C + 1, H, W).
-    accepted = light.new_zeros(lens_parts, channels + 1, *canvas)
+    accepted = wide.new_zeros(lens.parts, channels + 1, *canvas)
     for number in reversed(range(len(slices))):
         first = starts[max(number - 1, 0)]
         last = starts[number + 1]
@@ -168,8 +163,7 @@ def _blur_picture(
             accepted = checkpoint(step, accepted, *mine, *lit, use_reentrant=False)
         else:
             accepted = step(accepted, *mine, *lit)
-    blurred = combine_parts(accepted, lens.part_weights(canvas).to(accepted))
-    return blurred[:, margin : margin + height, margin : margin + width]
+    return combine_parts(accepted, lens.part_weights(canvas).to(accepted))
 
 
 @dataclass(frozen=True)
@@ -405,21 +399,14 @@ def continued_defocus(defocus: torch.Tensor, margin: int) -> torch.Tensor:
     """(H + 2 m, W + 2 m): surfaces go on straight beyond the frame, within the picture's range."""
     if margin == 0:
         return defocus
-    around = (margin,) * 4
-    wide = F.pad(defocus[None, None], around, mode="replicate")[0, 0]
-    slope = F.pad(slope_of(defocus)[None], around, mode="replicate")[0]
+    wide = continued(defocus[None, None], margin)[0, 0]
+    slope = continued(slope_of(defocus)[None], margin)[0]
     height, width = defocus.shape
     x = torch.arange(-margin, width + margin, device=defocus.device)
     y = torch.arange(-margin, height + margin, device=defocus.device)
     beyond_x, beyond_y = x - x.clamp(0, width - 1), y - y.clamp(0, height - 1)
     wide = wide + slope[0] * beyond_x + slope[1] * beyond_y[:, None]
     return wide.clamp(defocus.detach().min(), defocus.detach().max())
-
-
-def _margin(defocus: torch.Tensor) -> int:
-    """Pixels by which the picture is continued beyond its frame, less than its shorter side."""
-    wanted = math.ceil(FRAME_EXTENSION * max(float(defocus.detach().abs().max()) - 0.5, 0))
-    return min(wanted, min(defocus.shape) - 1)
 
 
 def layered_reference(
@@ -438,8 +425,8 @@ def layered_reference(
     aperture = aperture or Aperture()
     results = []
     for picture, defocus in zip(light.double(), signed_defocus[:, 0].double(), strict=True):
-        margin = _margin(defocus)
-        wide = F.pad(picture[None], (margin,) * 4, mode="replicate")[0]
+        margin = frame_margin(defocus)
+        wide = continued(picture[None], margin)[0]
         wide_defocus = continued_defocus(defocus, margin)
         channels, height, width = wide.shape
         lens = LensParts(aperture, lens_parts, (margin, *defocus.shape))
@@ -478,27 +465,3 @@ def layered_reference(
         blurred = combine_parts(accepted, lens.part_weights((height, width)))
         results.append(blurred[:, margin : height - margin, margin : width - margin])
     return torch.stack(results)
-
-
-def check_blur_arguments(light: torch.Tensor, signed_defocus: torch.Tensor) -> None:
-    """Raises ValueError unless these are light (B, C, H, W) and a finite defocus that fits it."""
-    if light.dim() != 4 or 0 in light.shape:
-        raise ValueError(f"light has shape {tuple(light.shape)}; wanted (B, C, H, W).")
-    if light.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"light is {light.dtype}; wanted float32 or float64.")
-    wanted = (light.shape[0], 1, *light.shape[2:])
-    if signed_defocus.shape != wanted:
-        raise ValueError(
-            f"signed_defocus has shape {tuple(signed_defocus.shape)}; wanted {wanted} to match "
-            "light."
-        )
-    if not bool(torch.isfinite(signed_defocus).all()):
-        raise ValueError("signed_defocus must be finite; fill holes in the disparity first.")
-    largest = float(signed_defocus.detach().abs().max())
-    limit = max(*light.shape[2:], SMALLEST_RADIUS_LIMIT)
-    if largest > limit:
-        raise ValueError(
-            f"The largest circle of confusion has a radius of {largest:.0f} px, more than the "
-            f"{limit} px this picture allows (its longer side, at least {SMALLEST_RADIUS_LIMIT}). "
-            "K is pixels of radius per unit of disparity: lower it, or check the disparity's unit."
-        )

@@ -33,9 +33,6 @@ METHODS: dict[str, Callable[..., torch.Tensor]] = {
 """Renderers by name, the best first: (linear light (B, C, H, W), signed defocus in pixels (B, 1, H,
 W), ``aperture=``) to blurred linear light (B, C, H, W)."""
 
-# Up to this radius a disc covers no pixel centre but its own.
-SHARP_RADIUS = 0.5
-
 
 def render_bokeh(
     image: Any,
@@ -51,9 +48,9 @@ def render_bokeh(
     """Returns the blurred photograph, (B, 3, H, W) float32 display-encoded sRGB in [0, 1].
 
     The circle of confusion has a radius of ``K * |disparity - df|`` pixels of ``image``; light is
-    added up in linear light. An image that nowhere exceeds half a pixel of blur (K=0, or all in
-    focus) comes back unchanged. Differentiable in ``image`` given as a tensor; with ``"layered"``
-    and ``"pyramid"`` also in ``df``, ``K`` and ``disparity`` given as tensors.
+    added up in linear light. An image without any blur (K=0, or all in focus) comes back unchanged.
+    Differentiable in ``image`` given as a tensor; with ``"layered"`` and ``"pyramid"`` also in
+    ``df``, ``K`` and ``disparity`` given as tensors.
 
     Args:
         image: all-in-focus photograph(s), tensor (B, 3, H, W) sRGB in [0, 1] or anything
@@ -122,7 +119,7 @@ def render_bokeh(
     if not linear:
         blurred = linear_to_srgb(blurred).clamp(0, 1)
     # sRGB there and back costs a rounding error, which an unblurred photograph need not pay.
-    sharp = largest.amax(dim=(1, 2, 3), keepdim=True) <= SHARP_RADIUS
+    sharp = largest.amax(dim=(1, 2, 3), keepdim=True) == 0
     return torch.where(sharp, photo, blurred)
 
 

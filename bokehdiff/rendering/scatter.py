@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from bokehdiff.rendering.aperture import Aperture, field_position
+from bokehdiff.rendering.frame import check_blur_arguments, continued, frame_margin
 
 __all__ = ["depth_ordered_scatter", "scatter_bokehme", "scatter_reference"]
 
@@ -23,11 +24,6 @@ FINE_RADIUS = 8.0
 # Neighbouring levels whose light arrives together (a quarter of a pixel of defocus up to the fine
 # radius): surfaces as close as that do not occlude each other.
 LEVELS_PER_SLICE = 4
-# The outermost pixels are repeated beyond the frame over this share of the largest radius. Without
-# it the border is a one-sided mean of the inside; the full radius would cost time for little.
-FRAME_EXTENSION = 0.5
-# Radii up to the longer side of the picture are accepted, and up to this in small pictures.
-SMALLEST_RADIUS_LIMIT = 512
 # A pixel that accepted less coverage than this keeps its own light.
 SMALLEST_COVERAGE = 1e-6
 # Below this nothing has arrived: in float64 running sums of differences cancel to about 1e-16, and
@@ -71,13 +67,13 @@ def depth_ordered_scatter(
     a source grows with its radius instead of its area, and memory hardly depends on the radius.
     Only through a ``picture`` it grows with the area. :func:`scatter_reference` is the plain twin.
     """
-    _check(light, signed_defocus)
+    check_blur_arguments(light, signed_defocus)
     aperture = aperture or Aperture()
     defocus = signed_defocus.detach().to(light.device)
     blurred = []
     for picture, radii in zip(light.split(1), defocus.split(1), strict=True):
-        margin = _margin(radii)
-        wide, wide_radii = _extend(picture, margin), _extend(radii, margin)
+        margin = frame_margin(radii)
+        wide, wide_radii = continued(picture, margin), continued(radii, margin)
         wide = _Scatter.apply(wide[0], wide_radii[0, 0], margin, aperture)
         blurred.append(wide[:, margin : margin + light.shape[2], margin : margin + light.shape[3]])
     return torch.stack(blurred)
@@ -90,14 +86,14 @@ def scatter_reference(
 
     Same arguments, same result up to rounding; returns float64. Slow: for tests and for reading.
     """
-    _check(light, signed_defocus)
+    check_blur_arguments(light, signed_defocus)
     aperture = aperture or Aperture()
     results = []
     light = light.to(torch.float64)
     for picture, radii in zip(light.split(1), signed_defocus.split(1), strict=True):
-        margin, frame = _margin(radii), (light.shape[2], light.shape[3])
-        picture = _extend(picture, margin)[0]
-        levels = quantise_defocus(_extend(radii, margin)[0, 0])
+        margin, frame = frame_margin(radii), (light.shape[2], light.shape[3])
+        picture = continued(picture, margin)[0]
+        levels = quantise_defocus(continued(radii, margin)[0, 0])
         height, width = levels.shape
         accepted, coverage = torch.zeros_like(picture), torch.zeros_like(picture[0])
         for together in slice_of_level(levels).unique().flip(0):
@@ -137,7 +133,7 @@ def scatter_bokehme(
     defocus (B, 1, H, W) is the largest signed defocus, truncated to a whole number, among the
     sources whose distance is at most r. Differentiable in both arguments (dilation excepted).
     """
-    _check(image, signed_defocus)
+    check_blur_arguments(image, signed_defocus)
     radius = signed_defocus.abs()
     reach = int(radius.max()) + 1
     height, width = image.shape[-2:]
@@ -481,36 +477,3 @@ class _Scatter(torch.autograd.Function):
 def _reach(level: int) -> int:
     """Pixels by which the kernel of a level extends on every side."""
     return max(math.ceil(abs(defocus_of_level(level)) - 0.5), 1)
-
-
-def _margin(signed_defocus: torch.Tensor) -> int:
-    """Pixels by which the picture is extended beyond its frame, at most its longer side."""
-    wanted = math.ceil(FRAME_EXTENSION * max(float(signed_defocus.abs().max()) - 0.5, 0))
-    return min(wanted, max(signed_defocus.shape[-2:]))
-
-
-def _extend(picture: torch.Tensor, margin: int) -> torch.Tensor:
-    """(1, C, H, W) with the outermost pixels repeated ``margin`` times on each side."""
-    return F.pad(picture, (margin,) * 4, mode="replicate") if margin else picture
-
-
-def _check(light: torch.Tensor, signed_defocus: torch.Tensor) -> None:
-    if light.dim() != 4 or 0 in light.shape:
-        raise ValueError(f"light has shape {tuple(light.shape)}; wanted (B, C, H, W).")
-    if light.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"light is {light.dtype}; wanted float32 or float64.")
-    wanted = (light.shape[0], 1, *light.shape[2:])
-    if signed_defocus.shape != wanted:
-        raise ValueError(
-            f"signed_defocus has shape {tuple(signed_defocus.shape)}; wanted {wanted} to match "
-            "light."
-        )
-    if not bool(torch.isfinite(signed_defocus).all()):
-        raise ValueError("signed_defocus must be finite; fill holes in the disparity first.")
-    largest, limit = float(signed_defocus.abs().max()), max(*light.shape[2:], SMALLEST_RADIUS_LIMIT)
-    if largest > limit:
-        raise ValueError(
-            f"The largest circle of confusion has a radius of {largest:.0f} px, more than the "
-            f"{limit} px this picture allows (its longer side, at least {SMALLEST_RADIUS_LIMIT}). "
-            "K is pixels of radius per unit of disparity: lower it, or check the disparity's unit."
-        )

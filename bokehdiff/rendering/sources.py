@@ -47,9 +47,8 @@ LARGEST_RESIDUAL = 0.1
 SMALL_CONTRAST = 0.003
 # Pixels beside a jump that tell what goes on behind it.
 BAND = 4
-# Hidden surfaces are guessed on cells of this many pixels, for this many classes of defocus.
-CELL = 2
-HIDDEN_CLASSES = 24
+# Surfaces are sorted into so many classes of defocus, each of which hides what is farther.
+HIDDEN_CLASSES = 12
 # Farther than this, in pixels and as a share of the radius, is behind.
 BEHIND_PIXELS = 1.0
 BEHIND_SHARE = 0.15
@@ -72,9 +71,10 @@ class Sources(NamedTuple):
     slope: torch.Tensor
 
 
-def sources_of_picture(light: torch.Tensor, defocus: torch.Tensor) -> Sources:
+def sources_of_picture(light: torch.Tensor, defocus: torch.Tensor, hidden_cell: int = 2) -> Sources:
     """The sources of a picture: light (C, H, W) linear, defocus (H, W) signed in pixels.
 
+    Hidden surfaces are guessed on cells of ``hidden_cell`` pixels.
     Linear in ``light`` once the outlines are decided; differentiable in both. At a defocus of 0
     everywhere they add up to the picture.
     """
@@ -100,7 +100,7 @@ def sources_of_picture(light: torch.Tensor, defocus: torch.Tensor) -> Sources:
     colour = colour.index_put((mixed.place,), shown)
     # The farther surface reaches behind what it is mixed with.
     cleaned = light.reshape(channels, -1).T.index_put((mixed.place[outside],), mixed.back[outside])
-    hidden = _hidden(cleaned.T.reshape(light.shape), defocus, slope, farther)
+    hidden = _hidden(cleaned.T.reshape(light.shape), defocus, slope, farther, hidden_cell)
     known = torch.zeros_like(coverage, dtype=torch.bool)
     known[mixed.place[inside]] = True
     hidden = Sources(*(part[~known[hidden.place]] for part in hidden))
@@ -266,13 +266,17 @@ def _part_mixtures(
 
 
 def _hidden(
-    light: torch.Tensor, defocus: torch.Tensor, slope: torch.Tensor, farther: torch.Tensor
+    light: torch.Tensor,
+    defocus: torch.Tensor,
+    slope: torch.Tensor,
+    farther: torch.Tensor,
+    size: int,
 ) -> Sources:
     """What lies behind nearer surfaces, as far as a lens may see it around their edges."""
     channels, height, width = light.shape
     classes, borders = _defocus_classes(defocus.detach())
-    row, column = torch.arange(height) // CELL, torch.arange(width) // CELL
-    rows, columns = math.ceil(height / CELL), math.ceil(width / CELL)
+    row, column = torch.arange(height) // size, torch.arange(width) // size
+    rows, columns = math.ceil(height / size), math.ceil(width / size)
     cell = (row[:, None] * columns + column).to(light.device)
     known = _grown(farther, defocus.detach())
     values = torch.cat([light, defocus[None], slope, torch.ones_like(defocus)[None]])
@@ -287,14 +291,14 @@ def _hidden(
         if not bool((behind > 0).any()):
             continue
         sums = values.new_zeros(len(values), rows * columns)
-        sums = sums.index_add(1, known_cell, values * behind) / CELL**2
+        sums = sums.index_add(1, known_cell, values * behind) / size**2
         filled, distance = filled_from_surroundings(sums.view(1, -1, rows, columns))
         here = classes == number
         cells = cell[here]
         near_radius = defocus.detach()[here].abs()
         hidden_defocus = filled[0, channels].flatten()[cells]
-        steps = distance.flatten()[cells] * CELL
-        seen = steps <= near_radius + hidden_defocus.detach().abs() + CELL
+        steps = distance.flatten()[cells] * size
+        seen = steps <= near_radius + hidden_defocus.detach().abs() + size
         cells = cells[seen]
         place = here.flatten().nonzero()[:, 0][seen]
         found.append(
