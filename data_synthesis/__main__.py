@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,13 +72,9 @@ def _add_scene_arguments(kind: str, parser: argparse.ArgumentParser) -> None:
 
         layer_scenes.add_arguments(parser)
     else:
-        parser.add_argument(
-            "--aperture",
-            type=_aperture,
-            metavar="random|JSON",
-            help="random, or the fields of one opening, such as '{\"blades\": 6}' "
-            "(default: the disc)",
-        )
+        from data_synthesis.apertures import add_aperture_argument
+
+        add_aperture_argument(parser)
 
 
 def _scenes(kind: str, options: argparse.Namespace) -> Any:
@@ -90,20 +85,6 @@ def _scenes(kind: str, options: argparse.Namespace) -> Any:
     from data_synthesis.procedural import ProceduralScenes
 
     return ProceduralScenes(options.seed, options.size, aperture=options.aperture)
-
-
-def _aperture(text: str) -> Any:
-    from bokehdiff.rendering.aperture import Aperture
-
-    if text == "random":
-        return text
-    try:
-        return Aperture.from_dict(json.loads(text))
-    except ValueError as mistake:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither random nor the fields of an opening, such as "
-            f"'{{\"blades\": 6}}': {mistake}"
-        ) from mistake
 
 
 # --- Commands -------------------------------------------------------------------------------------

@@ -1,12 +1,16 @@
-"""Random lens openings for training samples."""
+"""Lens openings for training samples: random ones, and those named on the command line."""
 
 from __future__ import annotations
+
+import argparse
+import json
+from typing import Literal
 
 import numpy as np
 
 from bokehdiff.rendering.aperture import Aperture
 
-__all__ = ["random_aperture"]
+__all__ = ["add_aperture_argument", "random_aperture"]
 
 
 def random_aperture(rng: np.random.Generator) -> Aperture:
@@ -40,3 +44,25 @@ def random_aperture(rng: np.random.Generator) -> Aperture:
         spherical=float(spherical) if shares[4] < 0.40 else 0.0,
         fringe=float(fringe) if shares[5] < 0.15 else 0.0,
     )
+
+
+def add_aperture_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--aperture``: an :class:`Aperture`, "random", or None for the disc."""
+    parser.add_argument(
+        "--aperture",
+        type=_aperture,
+        metavar="random|JSON",
+        help="random, or the fields of one opening, such as '{\"blades\": 6}' (default: the disc)",
+    )
+
+
+def _aperture(text: str) -> Aperture | Literal["random"]:
+    if text == "random":
+        return "random"
+    try:
+        return Aperture.from_dict(json.loads(text))
+    except ValueError as mistake:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither random nor the fields of an opening, such as "
+            f"'{{\"blades\": 6}}': {mistake}"
+        ) from mistake

@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from bokehdiff.images import linear_to_srgb
-from data_synthesis.layer_scenes import LayerScenes, lens_grid_side
+from data_synthesis.layer_scenes import LayerScenes, add_source_arguments, lens_grid_side
 
 __all__ = ["BENCHMARKS", "add_arguments", "run", "write_benchmark"]
 
@@ -314,20 +314,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--count", type=int, help="only the first scenes (default: all)")
     parser.add_argument("--size", type=int, default=512, help="height = width (default 512)")
-    parser.add_argument(
-        "--foregrounds",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="folders of RGBA cut-outs (default: made from nothing)",
-    )
-    parser.add_argument(
-        "--backgrounds",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="folders of photographs, all in focus (default: made from nothing)",
-    )
+    add_source_arguments(parser)
     parser.add_argument("--processes", type=int, default=1, help="default 1")
 
 

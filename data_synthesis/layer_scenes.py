@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
 from bokehdiff.images import linear_to_srgb, srgb_to_linear
 from bokehdiff.rendering.aperture import Aperture
-from data_synthesis.apertures import random_aperture
+from data_synthesis.apertures import add_aperture_argument, random_aperture
 from data_synthesis.corruption import corrupt_disparity
 from data_synthesis.cutouts import (
     SMALLEST_PROCEDURAL_SIDE,
@@ -27,6 +25,7 @@ from data_synthesis.cutouts import (
     procedural_background,
     procedural_cutout,
 )
+from data_synthesis.endless import EndlessScenes
 from data_synthesis.planes import trace_planes
 
 __all__ = [
@@ -35,6 +34,7 @@ __all__ = [
     "ComposedScene",
     "LayerScenes",
     "add_arguments",
+    "add_source_arguments",
     "from_options",
     "lens_grid_side",
 ]
@@ -262,7 +262,7 @@ class _Foreground:
         return colours, alpha
 
 
-class LayerScenes:
+class LayerScenes(EndlessScenes):
     """Cut-outs over an all-in-focus background on slanted planes, ray traced through a lens.
 
     Endless, or ``length`` samples; sample ``i`` is the same in every process, whatever was asked
@@ -422,26 +422,6 @@ class LayerScenes:
             "samples_per_side": self.samples_per_side,
             "corrupted_share": self.corrupted_share,
             "compat": dataclasses.asdict(self.compat),
-        }
-
-    def __len__(self) -> int:
-        if self.length is None:
-            raise TypeError("LayerScenes is endless; give it a length, or index it with scenes[i].")
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if index < 0 or (self.length is not None and index >= self.length):
-            raise IndexError(
-                f"index is {index}; wanted at least 0"
-                + ("." if self.length is None else f" and less than {self.length}.")
-            )
-        arrays = self.arrays(int(index))
-        return {
-            "image": torch.from_numpy(arrays["image"].astype(np.float32) / 255),
-            "disparity": torch.from_numpy(arrays["disparity"].astype(np.float32) / 65535),
-            "df": torch.tensor(arrays["df"], dtype=torch.float32),
-            "K": torch.tensor(arrays["K"], dtype=torch.float32),
-            "target": torch.from_numpy(arrays["target"].astype(np.float32) / 65535),
         }
 
     def arrays(self, index: int) -> dict[str, Any]:
@@ -823,8 +803,8 @@ def _sixteen_bits(display: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(display, 0, 1) * 65535).astype(np.uint16)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what is particular to layer scenes; ``--seed`` and ``--size`` belong to every kind."""
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the folders that layer scenes are made of."""
     parser.add_argument(
         "--foregrounds",
         type=Path,
@@ -839,6 +819,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folders of photographs, all in focus (default: made from nothing)",
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what is particular to layer scenes; ``--seed`` and ``--size`` belong to every kind."""
+    add_source_arguments(parser)
     parser.add_argument(
         "--procedural-share",
         type=float,
@@ -871,12 +856,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DEGREES",
         help="how far foregrounds are turned away at most (default 60)",
     )
-    parser.add_argument(
-        "--aperture",
-        default="{}",
-        metavar="random|JSON",
-        help="random, or the fields of one opening, such as '{\"blades\": 6}' (default: the disc)",
-    )
+    add_aperture_argument(parser)
     parser.add_argument(
         "--samples-per-side",
         type=int,
@@ -900,16 +880,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def from_options(options: argparse.Namespace) -> LayerScenes:
     """The data set of parsed :func:`add_arguments`, ``--seed`` and ``--size``."""
-    aperture: Aperture | Literal["random"] | None = "random"
-    if options.aperture != "random":
-        try:
-            fields = json.loads(options.aperture)
-        except json.JSONDecodeError as problem:
-            raise ValueError(
-                f"--aperture {options.aperture!r} is neither random nor JSON such as "
-                f"'{{\"blades\": 6}}': {problem}."
-            ) from problem
-        aperture = Aperture.from_dict(fields) if fields else None
     return LayerScenes(
         options.seed,
         options.size,
@@ -920,7 +890,7 @@ def from_options(options: argparse.Namespace) -> LayerScenes:
         focus=None if options.focus is None else {options.focus: 1.0},
         radius=None if options.radius is None else tuple(options.radius),
         facing_angle=options.facing_angle,
-        aperture=aperture,
+        aperture=options.aperture,
         samples_per_side=options.samples_per_side,
         corrupted_share=options.corrupted_share,
         compat=options.compat,

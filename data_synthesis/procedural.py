@@ -7,12 +7,12 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from scipy import ndimage
 
 from bokehdiff.images import linear_to_srgb
 from bokehdiff.rendering.aperture import Aperture
 from data_synthesis.apertures import random_aperture
+from data_synthesis.endless import EndlessScenes
 from data_synthesis.lens import (
     add_lights,
     channels_by_focus,
@@ -34,7 +34,7 @@ HIDDEN_BLUR_ALLOWANCE = 1.25
 STEEPEST_BLUR = 0.45
 
 
-class ProceduralScenes:
+class ProceduralScenes(EndlessScenes):
     """Endless data set: sample ``i`` is the same in every process, whatever was asked before.
 
     ``scenes[i]`` is a dict of float32 tensors:
@@ -103,28 +103,6 @@ class ProceduralScenes:
             "sharp_share": self.sharp_share,
             "light_share": self.light_share,
             "aperture": "random" if self.aperture == "random" else self.aperture.to_dict(),
-        }
-
-    def __len__(self) -> int:
-        if self.length is None:
-            raise TypeError(
-                "ProceduralScenes is endless; give it a length, or index it with scenes[i]."
-            )
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if index < 0 or (self.length is not None and index >= self.length):
-            raise IndexError(
-                f"index is {index}; wanted at least 0"
-                + ("." if self.length is None else f" and less than {self.length}.")
-            )
-        arrays = self.arrays(int(index))
-        return {
-            "image": torch.from_numpy(arrays["image"].astype(np.float32) / 255),
-            "disparity": torch.from_numpy(arrays["disparity"].astype(np.float32) / 65535),
-            "df": torch.tensor(arrays["df"], dtype=torch.float32),
-            "K": torch.tensor(arrays["K"], dtype=torch.float32),
-            "target": torch.from_numpy(arrays["target"].astype(np.float32) / 65535),
         }
 
     def arrays(self, index: int) -> dict[str, Any]:

@@ -596,7 +596,9 @@ def test_mistakes_are_refused(arguments: dict[str, Any], sentence: str) -> None:
         LayerScenes(**{"size": SIZE, **arguments})
 
 
-def test_command_line_options_make_the_same_data_set(discs: Path) -> None:
+def test_command_line_options_make_the_same_data_set(
+    discs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int)
     parser.add_argument("--size", type=int)
@@ -613,8 +615,9 @@ def test_command_line_options_make_the_same_data_set(discs: Path) -> None:
     assert chosen.settings == expected.settings
     official = from_options(parser.parse_args(["--seed", "0", "--size", "64", "--compat=official"]))
     assert official.compat == OFFICIAL
-    with pytest.raises(ValueError, match="neither random nor JSON"):
-        from_options(parser.parse_args(["--seed", "0", "--size", "64", "--aperture", "hexagon"]))
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seed", "0", "--size", "64", "--aperture", "hexagon"])
+    assert "'hexagon' is neither random nor the fields of an opening" in capsys.readouterr().err
 
 
 def test_real_cut_outs(shared_root: Path) -> None:
