@@ -40,6 +40,8 @@ SLICE_PIXELS = 0.7
 SLICE_SHARE = 0.1
 # A part of the lens that accepted little borrows from what the whole lens saw.
 BORROWED = 1e-3
+# A pixel that accepted less coverage than this keeps its own light.
+SMALLEST_COVERAGE = 1e-4
 NOTHING = 1e-6
 # A spark is so many times brighter than the mean over a square of this half side around it; sparks
 # take at most so many kernel entries per pixel of the picture, the brightest first.
@@ -136,10 +138,11 @@ def _blur_sources(
     canvas = (wide.shape[1], wide.shape[2])
     is_spark = find_sparks(sources, wide)
     sparks = Sources(*(part[is_spark] for part in sources))
-    others = Sources(*(part[~is_spark] for part in sources))
-
-    order = others.defocus.detach().argsort(stable=True)
-    others = Sources(*(part[order] for part in others))
+    # Sparks cover with the others of their slices, whose radii fit each other; only their light
+    # comes on its own.
+    unlit = sources._replace(light=sources.light * ~is_spark[:, None])
+    order = unlit.defocus.detach().argsort(stable=True)
+    others = Sources(*(part[order] for part in unlit))
     levels = torch.tensor([one.defocus for one in slices]).to(sources.defocus)
     interval = torch.bucketize(others.defocus.detach(), levels) - 1
     interval = interval.clamp(0, max(len(slices) - 2, 0))
@@ -163,7 +166,7 @@ def _blur_sources(
             accepted = checkpoint(step, accepted, *mine, *lit, use_reentrant=False)
         else:
             accepted = step(accepted, *mine, *lit)
-    return combine_parts(accepted, lens.part_weights(canvas).to(accepted))
+    return combine_parts(accepted, lens.part_weights(canvas).to(accepted), wide)
 
 
 @dataclass(frozen=True)
@@ -210,15 +213,20 @@ def _hat(defocus: torch.Tensor, level: float, around: list[float]) -> torch.Tens
     return torch.minimum(rising, falling).clamp(0, 1)
 
 
-def combine_parts(accepted: torch.Tensor, part_weights: torch.Tensor) -> torch.Tensor:
+def combine_parts(
+    accepted: torch.Tensor, part_weights: torch.Tensor, picture: torch.Tensor
+) -> torch.Tensor:
     """(C, H, W) light of the whole lens from (parts, C + 1, H, W) light and coverage of its parts.
 
     ``part_weights`` (parts, 1, H, W) or (parts, 1, 1, 1): share of the light each part lets pass.
+    Where no light arrived, as in a picture smaller than the hole of a ring, ``picture`` stays.
     """
     light, coverage = accepted[:, :-1], accepted[:, -1:]
-    whole = (part_weights * light).sum(0) / (part_weights * coverage).sum(0).clamp_min(NOTHING)
+    covered = (part_weights * coverage).sum(0)
+    whole = (part_weights * light).sum(0) / covered.clamp_min(NOTHING)
     light = (light + BORROWED * whole) / (coverage + BORROWED)
-    return (part_weights * light).sum(0).clamp_min(0)
+    blurred = (part_weights * light).sum(0).clamp_min(0)
+    return torch.where(covered > SMALLEST_COVERAGE, blurred, picture)
 
 
 def spread(
@@ -263,7 +271,7 @@ def _spread_together(
         values = torch.cat([values, values * slope_x, values * slope_y], 1)
     top, left = int(rows.min()), int(columns.min())
     tall, broad = int(rows.max()) - top + 1, int(columns.max()) - left + 1
-    side = lens.tile_side(one.defocus / one.cell) if one.defocus else 1
+    side = lens.tile_side(one.defocus, one.cell) if one.defocus else 1
     down, across = math.ceil(tall / side), math.ceil(broad / side)
     cells = (rows - top) * (across * side) + (columns - left)
     grid = lens.zeros("grid", (values.shape[1], down * side * across * side), values)
@@ -283,8 +291,12 @@ def _spread_together(
         some = filled[start : start + at_once]
         corners = [(number // across * side, number % across * side) for number in some]
         if kernel is None or lens.aperture.varies_over_field:
-            middle = (corners[0][0] + top + side / 2, corners[0][1] + left + side / 2)
-            field = lens.field(middle[0] * one.cell, middle[1] * one.cell)
+            filled_rows = min(side, tall - corners[0][0])
+            filled_columns = min(side, broad - corners[0][1])
+            field = lens.field(
+                (top + corners[0][0] + filled_rows / 2) * one.cell - 0.5,
+                (left + corners[0][1] + filled_columns / 2) * one.cell - 0.5,
+            )
             kernel = lens.kernels(one.defocus, field, one.cell).to(grid)
             kernel = torch.fft.rfft2(kernel, s=(size, size))[:, :, None]
         row, column = zip(*(divmod(number, across) for number in some), strict=True)
@@ -300,22 +312,22 @@ def _spread_together(
 def _spread_one_by_one(
     sparks: Sources, lens: LensParts, canvas: tuple[int, int]
 ) -> tuple[tuple[int, int], torch.Tensor]:
-    """Sparks with the radius of each, rounded to a sixteenth of a pixel."""
+    """The light of sparks with the radius of each, rounded to a sixteenth of a pixel."""
     rows = torch.div(sparks.place, canvas[1], rounding_mode="floor")
     columns = sparks.place % canvas[1]
     levels = spark_levels(sparks.defocus)
     reach = lens.reach(float(levels.abs().max()) / SPARK_LEVELS_PER_PIXEL)
     top, left = int(rows.min()) - reach, int(columns.min()) - reach
     tall, broad = int(rows.max()) + reach + 1 - top, int(columns.max()) + reach + 1 - left
-    values = torch.cat([sparks.light, torch.ones_like(sparks.coverage)[:, None]], 1)
-    values = values * sparks.coverage[:, None]
+    light = sparks.light * sparks.coverage[:, None]
+    values = torch.cat([light, torch.zeros_like(light[:, :1])], 1)
     flat = lens.zeros("one by one", (lens.parts, values.shape[1], tall * broad), values)
     keys = [levels]
     if lens.aperture.varies_over_field:
         # A kernel serves the sparks of one level and of one square of the field.
         side = lens.tile_side(float(levels.abs().max()) / SPARK_LEVELS_PER_PIXEL)
-        keys += [torch.div(rows, side, rounding_mode="floor") * side + side / 2]
-        keys += [torch.div(columns, side, rounding_mode="floor") * side + side / 2]
+        keys += [torch.div(rows, side, rounding_mode="floor") * side + (side - 1) / 2]
+        keys += [torch.div(columns, side, rounding_mode="floor") * side + (side - 1) / 2]
     groups, group_of = torch.stack(keys, 1).unique(dim=0, return_inverse=True)
     for number, key in enumerate(groups.tolist()):
         members = (group_of == number).nonzero()[:, 0]
@@ -355,7 +367,7 @@ def _add(
     end = min(right + block.shape[-1], canvas.shape[-1])
     if bottom > top and end > left:
         within = block[..., top - down : bottom - down, left - right : end - right]
-        canvas[..., top:bottom, left:end] += within
+        canvas[..., top:bottom, left:end].add_(within)
 
 
 def next_fast_length(length: int) -> int:
@@ -406,7 +418,7 @@ def continued_defocus(defocus: torch.Tensor, margin: int) -> torch.Tensor:
     y = torch.arange(-margin, height + margin, device=defocus.device)
     beyond_x, beyond_y = x - x.clamp(0, width - 1), y - y.clamp(0, height - 1)
     wide = wide + slope[0] * beyond_x + slope[1] * beyond_y[:, None]
-    return wide.clamp(defocus.detach().min(), defocus.detach().max())
+    return wide.clamp(defocus.min(), defocus.max())
 
 
 def layered_reference(
@@ -437,31 +449,26 @@ def layered_reference(
         for number in reversed(range(len(levels))):
             arriving = torch.zeros_like(accepted)
             for index in range(len(sources.place)):
-                place, colour, coverage, level, slope = (part[index] for part in sources)
-                below = levels[max(number - 1, 0)]
-                above = levels[min(number + 1, len(levels) - 1)]
-                if is_spark[index]:
-                    nearest = min(range(len(levels)), key=lambda i: abs(levels[i] - float(level)))
-                    share = float(nearest == number)
-                    radius = float(spark_levels(level)) / SPARK_LEVELS_PER_PIXEL
-                else:
-                    share, radius = 1.0, levels[number]
-                    if level < radius and number > 0:
-                        share = max(float((level - below) / (radius - below)), 0)
-                    elif level > radius and number + 1 < len(levels):
-                        share = max(float((above - level) / (above - radius)), 0)
-                if share == 0:
-                    continue
+                place, colour, coverage, defocus_here, slope = (part[index] for part in sources)
                 y, x = divmod(int(place), width)
-                kernels = lens.kernels(radius, lens.field(y, x))
-                kernel = kernels[:, 0]
-                if not is_spark[index]:
-                    kernel = kernel + slope[0] * kernels[:, 1] + slope[1] * kernels[:, 2]
+                field, level = lens.field(y, x), float(defocus_here.detach())
+                share = _hat(defocus_here, levels[number], levels[max(number - 1, 0) : number + 2])
+                lit = 0.0 if is_spark[index] else 1.0
+                kernels = lens.kernels(levels[number], field)
+                kernel = kernels[:, 0] + slope[0] * kernels[:, 1] + slope[1] * kernels[:, 2]
+                value = torch.cat([lit * colour, torch.ones(1, dtype=torch.float64)])
+                brought = kernel[:, None] * (value * coverage * share)[:, None, None]
                 reach = kernel.shape[-1] // 2
-                value = torch.cat([colour, torch.ones(1, dtype=torch.float64)]) * coverage * share
-                brought = kernel[:, None] * value[:, None, None]
                 _add(arriving, (0, 0), brought, (y - reach, x - reach))
+                nearest = min(range(len(levels)), key=lambda i: abs(levels[i] - level))
+                if is_spark[index] and nearest == number:
+                    radius = float(spark_levels(defocus_here)) / SPARK_LEVELS_PER_PIXEL
+                    kernel = lens.kernels(radius, field)[:, 0]
+                    value = torch.cat([colour, torch.zeros(1, dtype=torch.float64)])
+                    brought = kernel[:, None] * (value * coverage)[:, None, None]
+                    reach = kernel.shape[-1] // 2
+                    _add(arriving, (0, 0), brought, (y - reach, x - reach))
             accepted += arriving * share_accepted(arriving, accepted)
-        blurred = combine_parts(accepted, lens.part_weights((height, width)))
+        blurred = combine_parts(accepted, lens.part_weights((height, width)), wide)
         results.append(blurred[:, margin : height - margin, margin : width - margin])
     return torch.stack(results)

@@ -18,8 +18,8 @@ CUT_ANGLE = 0.3
 WEIGHING_RADIUS = 24.0
 # A part that passes less than this share of the light is closed.
 SMALLEST_PART = 1e-6
-# Within a tile the kernel of its middle serves all: a second rim may be off by so many pixels.
-RIM_ERROR_PIXELS = 1.0
+# Within a tile the kernel of its middle serves all: a second rim may be off by so many cells.
+RIM_ERROR = 1.0
 SMALLEST_TILE = 96
 SMALLEST_FIELD_TILE = 32
 TILE_RADII = 3
@@ -61,8 +61,10 @@ class LensParts:
         if not self.aperture.varies_over_field:
             return 0.0, 0.0
         margin, height, width = self.frame
-        x, y = field_position(float(column) - margin, float(row) - margin, height, width)
-        return x, y
+        # Pixels repeated beyond the frame are seen from where they were repeated.
+        inside_x = min(max(float(column) - margin, 0.0), width - 1.0)
+        inside_y = min(max(float(row) - margin, 0.0), height - 1.0)
+        return field_position(inside_x, inside_y, height, width)
 
     def kernels(
         self, defocus: float, field: tuple[float, float] = (0.0, 0.0), cell: int = 1
@@ -81,6 +83,10 @@ class LensParts:
         return self._kernels[key]
 
     def _build(self, defocus: float, field: tuple[float, float], cell: int) -> torch.Tensor:
+        if defocus == 0:
+            sharp = torch.zeros(self.parts, 3, 1, 1, dtype=torch.float64)
+            sharp[:, 0] = 1
+            return sharp
         scaled = defocus / cell
         if cell > 1:
             # Second moments: disc r^2/2; pooling (1 - 1/t^2)/6, enlarging (1 - 1/t^2)/2 cells^2.
@@ -129,11 +135,13 @@ class LensParts:
             return weights[:, None]
         return F.interpolate(weights[:, None], canvas, mode="bilinear", align_corners=True)
 
-    def tile_side(self, defocus: float) -> int:
-        """Side in pixels of tiles whose sources may share a kernel, and that transform well."""
-        side = max(SMALLEST_TILE, math.ceil(TILE_RADII * abs(defocus)))
+    def tile_side(self, defocus: float, cell: int = 1) -> int:
+        """Side in cells of tiles whose sources may share a kernel, and that transform well."""
+        side = max(SMALLEST_TILE, math.ceil(TILE_RADII * abs(defocus) / cell))
         if not self.aperture.varies_over_field:
             return side
         _, height, width = self.frame
+        # Pixels that the second rim moves per pixel of the picture, so cells per cell as well.
         moves = self.aperture.cat_eye * abs(defocus) / (math.hypot(height, width) / 2)
-        return int(min(side, max(SMALLEST_FIELD_TILE, 2 * RIM_ERROR_PIXELS / max(moves, 1e-9))))
+        finest = 2 * RIM_ERROR / max(moves, 1e-9)
+        return int(min(side, max(SMALLEST_FIELD_TILE, finest)))

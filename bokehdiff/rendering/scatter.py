@@ -441,6 +441,8 @@ class _Scatter(torch.autograd.Function):
                 share = _accept(coverage[rows, columns], received[-1])
                 accepted[:, rows, columns].addcmul_(received[:-1], share)
         blurred = accepted.div_(coverage.clamp_min(SMALLEST_COVERAGE)).to(light.dtype)
+        if float(light.min()) >= 0:
+            blurred.clamp_min_(0)  # what running sums leave of zero may lie below it
         return torch.where(coverage > SMALLEST_COVERAGE, blurred, light)
 
     @staticmethod
