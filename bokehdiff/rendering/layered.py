@@ -43,8 +43,9 @@ BORROWED = 1e-3
 # A pixel that accepted less coverage than this keeps its own light.
 SMALLEST_COVERAGE = 1e-4
 NOTHING = 1e-6
-# A spark is so many times brighter than the mean over a square of this half side around it; sparks
-# take at most so many kernel entries per pixel of the picture, the brightest first.
+# A spark is so many times brighter than the geometric mean over a square of this half side around
+# it (where less light than this is as good as none); sparks take at most so many kernel entries per
+# pixel of the picture, those of the greatest contrast first.
 SPARK_CONTRAST = 8.0
 SPARK_SURROUNDINGS = 8
 DARKNESS = 0.01
@@ -283,7 +284,8 @@ def _spread_together(
     tiles = grid.view(3, channels, down, side, across, side).permute(2, 4, 0, 1, 3, 5)
     filled = (tiles[:, :, 0, -1].detach() > 0).flatten(2).any(2).flatten().nonzero()[:, 0].tolist()
     size = next_fast_length(side + 2 * reach)
-    block = grid.new_zeros(lens.parts, channels, down * side + 2 * reach, across * side + 2 * reach)
+    shape = (lens.parts, channels, down * side + 2 * reach, across * side + 2 * reach)
+    block = lens.zeros("together", shape, grid)
     at_once = max(1, VALUES_AT_ONCE.get(grid.device.type, 1 << 22) // (size * size * 4 * channels))
     at_once = 1 if lens.aperture.varies_over_field else at_once
     kernel = None
@@ -400,7 +402,7 @@ def find_sparks(sources: Sources, light: torch.Tensor) -> torch.Tensor:
     sparks = contrast > SPARK_CONTRAST
     # A spark is a point beside others, not a patch of light in the dark: the budget decides.
     entries = (2 * sources.defocus.detach().abs() + 1).square() * sparks
-    order = contrast.argsort(descending=True)
+    order = contrast.argsort(descending=True, stable=True)
     affordable = entries[order].cumsum(0) <= SPARK_ENTRIES_PER_PIXEL * brightest.numel()
     kept = torch.zeros_like(sparks)
     kept[order] = affordable
