@@ -392,11 +392,12 @@ def trace_pixels(
     aperture = aperture or _DISC
     opening = dataclasses.replace(aperture, fringe=0.0, cat_eye=0.0)
     picture = np.empty((size, size, 3), np.float32)
+    boxes = occupied_boxes(layers)
     for focus, channels in channels_by_focus(aperture, df):
         traced = _trace_pixels(
             layers,
             planes,
-            occupied_boxes(layers),
+            boxes,
             focus,
             float(K) * TEXELS_PER_PIXEL,
             int(margin),
@@ -681,6 +682,7 @@ def add_lights(
         points = _opening_table(opening).reshape(-1, 4)[::61]
         kept_shares = _kept_shares(np.ascontiguousarray(points), rim, picture.shape[0])
     lights = np.asarray(lights, np.float64)
+    boxes = occupied_boxes(layers)
     for focus, channels in channels_by_focus(aperture, df):
         coloured = lights.copy()
         coloured[:, [4 + channel for channel in range(3) if channel not in channels]] = 0
@@ -688,7 +690,7 @@ def add_lights(
             picture,
             layers,
             planes,
-            occupied_boxes(layers),
+            boxes,
             focus,
             float(K) * TEXELS_PER_PIXEL,
             int(margin),

@@ -305,10 +305,7 @@ def measure_classical(arguments: argparse.Namespace) -> None:
     print(classical_speed.table(rows))
     print()
     print(protocol)
-    print(
-        f"{machine.get('gpu', machine['processor'])}, {machine['torch_threads']} thread(s), "
-        f"{machine['dtype']}, torch {machine['torch']}."
-    )
+    print(report.hardware_sentence(machine))
     if arguments.out:
         report.write_json(
             arguments.out,
@@ -349,10 +346,7 @@ def measure_pisa(arguments: argparse.Namespace) -> None:
     for name, reason in left_out.items():
         print(f"No row for {name}: {reason}")
     print(protocol)
-    print(
-        f"{machine.get('gpu', machine['processor'])}, {machine['torch_threads']} thread(s), "
-        f"{machine['dtype']}, torch {machine['torch']}."
-    )
+    print(report.hardware_sentence(machine))
     if arguments.out:
         report.write_json(
             arguments.out,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["hardware", "table", "write_json"]
+__all__ = ["hardware", "hardware_sentence", "table", "write_json"]
 
 Column = tuple[str, str, str]
 """(heading, group of images, figure)"""
@@ -31,6 +31,14 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
     if device.startswith("cuda"):
         description["gpu"] = torch.cuda.get_device_name(device)
     return description
+
+
+def hardware_sentence(machine: dict[str, Any]) -> str:
+    """What :func:`hardware` found, for under a table."""
+    return (
+        f"{machine.get('gpu', machine['processor'])}, {machine['torch_threads']} thread(s), "
+        f"{machine['dtype']}, torch {machine['torch']}."
+    )
 
 
 def _processor_name() -> str:

@@ -17,6 +17,7 @@ full. Three things make the result close to a ray tracer's:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -138,12 +139,11 @@ def _blur_sources(
     channels = len(wide)
     canvas = (wide.shape[1], wide.shape[2])
     is_spark = find_sparks(sources, wide)
-    sparks = Sources(*(part[is_spark] for part in sources))
+    sparks = sources.those(is_spark)
     # Sparks cover with the others of their slices, whose radii fit each other; only their light
     # comes on its own.
     unlit = sources._replace(light=sources.light * ~is_spark[:, None])
-    order = unlit.defocus.detach().argsort(stable=True)
-    others = Sources(*(part[order] for part in unlit))
+    others = unlit.those(unlit.defocus.detach().argsort(stable=True))
     levels = torch.tensor([one.defocus for one in slices]).to(sources.defocus)
     interval = torch.bucketize(others.defocus.detach(), levels) - 1
     interval = interval.clamp(0, max(len(slices) - 2, 0))
@@ -155,10 +155,8 @@ def _blur_sources(
     # Accepted light and, last, coverage: (parts, C + 1, H, W).
     accepted = wide.new_zeros(lens.parts, channels + 1, *canvas)
     for number in reversed(range(len(slices))):
-        first = starts[max(number - 1, 0)]
-        last = starts[number + 1]
-        mine = Sources(*(part[first:last] for part in others))
-        lit = Sources(*(part[nearest == number] for part in sparks))
+        mine = others.those(slice(starts[max(number - 1, 0)], starts[number + 1]))
+        lit = sparks.those(nearest == number)
         if len(mine.place) == 0 and len(lit.place) == 0:
             continue
         around = [one.defocus for one in slices[max(number - 1, 0) : number + 2]]
@@ -444,6 +442,7 @@ def layered_reference(
         wide_defocus = continued_defocus(defocus, margin)
         channels, height, width = wide.shape
         lens = LensParts(aperture, lens_parts, (margin, *defocus.shape))
+        kernels_of = functools.cache(lens.kernels)  # the same for very many sources
         sources = sources_of_picture(wide, wide_defocus)
         is_spark = find_sparks(sources, wide)
         levels = slice_levels(defocus, SLICE_PIXELS, SLICE_SHARE)
@@ -456,7 +455,7 @@ def layered_reference(
                 field, level = lens.field(y, x), float(defocus_here.detach())
                 share = _hat(defocus_here, levels[number], levels[max(number - 1, 0) : number + 2])
                 lit = 0.0 if is_spark[index] else 1.0
-                kernels = lens.kernels(levels[number], field)
+                kernels = kernels_of(levels[number], field)
                 kernel = kernels[:, 0] + slope[0] * kernels[:, 1] + slope[1] * kernels[:, 2]
                 value = torch.cat([lit * colour, torch.ones(1, dtype=torch.float64)])
                 brought = kernel[:, None] * (value * coverage * share)[:, None, None]
@@ -465,7 +464,7 @@ def layered_reference(
                 nearest = min(range(len(levels)), key=lambda i: abs(levels[i] - level))
                 if is_spark[index] and nearest == number:
                     radius = float(spark_levels(defocus_here)) / SPARK_LEVELS_PER_PIXEL
-                    kernel = lens.kernels(radius, field)[:, 0]
+                    kernel = kernels_of(radius, field)[:, 0]
                     value = torch.cat([colour, torch.zeros(1, dtype=torch.float64)])
                     brought = kernel[:, None] * (value * coverage)[:, None, None]
                     reach = kernel.shape[-1] // 2

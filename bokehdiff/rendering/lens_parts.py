@@ -36,7 +36,6 @@ class LensParts:
 
     def __init__(self, aperture: Aperture, parts: int, frame: tuple[int, int, int]) -> None:
         self.aperture, self.parts, self.frame = aperture, parts, frame
-        self._kernels: dict[tuple[float, tuple[float, float], int], torch.Tensor] = {}
         self._memory: dict[str, torch.Tensor] = {}
 
     def zeros(self, purpose: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
@@ -77,12 +76,6 @@ class LensParts:
         the first times ``o / s``. On a grid of cells that is enlarged afterwards the radius is
         smaller by what pooling and enlarging add to the second moment.
         """
-        key = (defocus, field, cell)
-        if key not in self._kernels:
-            self._kernels[key] = self._build(defocus, field, cell)
-        return self._kernels[key]
-
-    def _build(self, defocus: float, field: tuple[float, float], cell: int) -> torch.Tensor:
         if defocus == 0:
             sharp = torch.zeros(self.parts, 3, 1, 1, dtype=torch.float64)
             sharp[:, 0] = 1

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from bokehdiff.grids import filled_from_surroundings
+from bokehdiff.rendering.frame import continued
 
 __all__ = ["Sources", "sources_of_picture"]
 
@@ -70,6 +71,10 @@ class Sources(NamedTuple):
     defocus: torch.Tensor
     slope: torch.Tensor
 
+    def those(self, which: torch.Tensor | slice) -> Sources:
+        """The sources that a mask, indices or a slice choose."""
+        return Sources(*(part[which] for part in self))
+
 
 def sources_of_picture(light: torch.Tensor, defocus: torch.Tensor, hidden_cell: int = 2) -> Sources:
     """The sources of a picture: light (C, H, W) linear, defocus (H, W) signed in pixels.
@@ -103,7 +108,7 @@ def sources_of_picture(light: torch.Tensor, defocus: torch.Tensor, hidden_cell: 
     hidden = _hidden(cleaned.T.reshape(light.shape), defocus, slope, farther, hidden_cell)
     known = torch.zeros_like(coverage, dtype=torch.bool)
     known[mixed.place[inside]] = True
-    hidden = Sources(*(part[~known[hidden.place]] for part in hidden))
+    hidden = hidden.those(~known[hidden.place])
     silhouette = Sources(
         mixed.place[outside],
         mixed.front[outside],
@@ -151,13 +156,13 @@ def without_flying_pixels(defocus: torch.Tensor) -> torch.Tensor:
     value.
     """
     size = 2 * FLYING_REACH + 1
-    around = F.pad(defocus[None, None], (FLYING_REACH,) * 4, mode="replicate")
+    around = continued(defocus[None, None], FLYING_REACH)
     nearest = F.max_pool2d(around, size, stride=1)[0, 0]
     farthest = -F.max_pool2d(-around, size, stride=1)[0, 0]
     steep = nearest - farthest > STEEPEST_SLOPE * (size - 1)
     tolerance = JUMP_PIXELS + JUMP_SHARE / 2 * defocus.detach().abs()
     height, width = defocus.shape
-    close = F.pad(defocus.detach()[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
+    close = continued(defocus.detach()[None, None], 1)[0, 0]
     alike = torch.zeros_like(defocus)
     for row in range(3):
         for column in range(3):
@@ -212,7 +217,7 @@ def _part_mixtures(
     height, width = defocus.shape
     edge = nearer | farther
     y, x = edge.nonzero(as_tuple=True)
-    around = F.pad(defocus[None, None], (1, 1, 1, 1), mode="replicate")
+    around = continued(defocus[None, None], 1)
     front_defocus = F.max_pool2d(around, 3, stride=1)[0, 0][y, x]
     back_defocus = -F.max_pool2d(-around, 3, stride=1)[0, 0][y, x]
     own_defocus = defocus[y, x]

@@ -24,17 +24,9 @@ from bokehdiff.rendering.layered import (
     slice_levels,
 )
 from bokehdiff.rendering.sources import Sources, sources_of_picture
+from tests.apertures import SAME_EVERYWHERE as APERTURES
 
 DOUBLE = {"dtype": torch.float64}
-PICTURE = torch.linspace(1, 0.2, 5)[:, None] * torch.linspace(0.3, 1, 4)
-APERTURES = {
-    "disc": Aperture(),
-    "pentagon": Aperture(5, rotation=10.0),
-    "tall": Aperture(squeeze=0.6),
-    "donut": Aperture(obstruction=0.5),
-    "bubble": Aperture(spherical=0.8),
-    "picture": Aperture(rotation=30.0, picture=PICTURE),
-}
 EVERY_APERTURE = pytest.mark.parametrize("aperture", APERTURES.values(), ids=APERTURES.keys())
 
 

@@ -22,20 +22,11 @@ from bokehdiff.rendering import (
     render_bokeh,
 )
 from bokehdiff.rendering.render import METHODS
+from tests.apertures import PICTURE, SAME_EVERYWHERE
 
 DOUBLE = {"dtype": torch.float64}
 Blur = Callable[..., torch.Tensor]
-PICTURE = torch.linspace(1, 0.2, 5)[:, None] * torch.linspace(0.3, 1, 4)
-APERTURES = {
-    "disc": Aperture(),
-    "pentagon": Aperture(5, rotation=10.0),
-    "tall": Aperture(squeeze=0.6),
-    "donut": Aperture(obstruction=0.5),
-    "cat-eye": Aperture(cat_eye=1.0, obstruction=0.3),
-    "bubble": Aperture(spherical=0.8),
-    "picture": Aperture(rotation=30.0, picture=PICTURE),
-}
-SAME_EVERYWHERE = {name: one for name, one in APERTURES.items() if not one.varies_over_field}
+APERTURES = {**SAME_EVERYWHERE, "cat-eye": Aperture(cat_eye=1.0, obstruction=0.3)}
 EVERY_METHOD = pytest.mark.parametrize("blur", METHODS.values(), ids=METHODS.keys())
 EXACT_METHODS = pytest.mark.parametrize(
     "blur", [layered_blur, depth_ordered_scatter], ids=["layered", "scatter"]

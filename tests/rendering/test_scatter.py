@@ -22,19 +22,14 @@ from bokehdiff.rendering.scatter import (
     middle_of_cell,
     quantise_defocus,
 )
+from tests.apertures import PICTURE, SAME_EVERYWHERE
 
 DOUBLE = {"dtype": torch.float64}
-PICTURE = torch.linspace(1, 0.2, 5)[:, None] * torch.linspace(0.3, 1, 4)
 APERTURES = {
-    "disc": Aperture(),
-    "pentagon": Aperture(5, rotation=10.0),
+    **SAME_EVERYWHERE,
     "rounded hexagon": Aperture(6, roundness=0.4),
-    "tall": Aperture(squeeze=0.6),
-    "donut": Aperture(obstruction=0.5),
     "cat-eye": Aperture(cat_eye=0.25),
-    "bubble": Aperture(spherical=0.8),
     "cream": Aperture(7, obstruction=0.2, spherical=-1.0),
-    "picture": Aperture(rotation=30.0, picture=PICTURE),
     "all": Aperture(5, rotation=10.0, squeeze=0.8, cat_eye=0.25, spherical=0.5, picture=PICTURE),
 }
 EVERY_APERTURE = pytest.mark.parametrize("aperture", APERTURES.values(), ids=APERTURES.keys())
