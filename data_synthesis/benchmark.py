@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import multiprocessing
 import os
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from bokehdiff.images import linear_to_srgb
 from data_synthesis.layer_scenes import LayerScenes, add_source_arguments, lens_grid_side
+from data_synthesis.shards import file_sha256
 
 __all__ = ["BENCHMARKS", "add_arguments", "run", "write_benchmark"]
 
@@ -187,7 +187,7 @@ class _SceneWriter:
                 "provenance": scene.provenance,
             },
         )
-        sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir()))
+        sums = "".join(f"{file_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir()))
         (folder / CHECKSUMS).write_text(sums)
 
 
@@ -241,7 +241,7 @@ def _is_finished(scene: Path) -> bool:
     try:
         lines = (scene / CHECKSUMS).read_text().splitlines()
         sums = dict(reversed(line.split("  ", 1)) for line in lines)
-        damaged = [name for name, wanted in sums.items() if _sha256(scene / name) != wanted]
+        damaged = [name for name, wanted in sums.items() if file_sha256(scene / name) != wanted]
     except (OSError, ValueError) as problem:
         raise ValueError(
             f"{scene} is not as it was written ({problem}); delete it to have it made again."
@@ -300,10 +300,6 @@ def _save_png(file: Path, light: np.ndarray) -> None:
 
 def _save_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,6 @@ nothing is downloaded, and no code that comes with a model is run.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import re
@@ -22,6 +21,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from data_synthesis.matting import cut_out
+from data_synthesis.shards import file_sha256
 from data_synthesis.transparent_decoder import (
     SIZE_MULTIPLE,
     TransparentDecoder,
@@ -139,7 +139,7 @@ class LayerDiffuseGenerator:
         merge_attention_offsets(pipeline.unet, files[OFFSETS_FILE])
         pipeline.vae.to(torch.float32)
         provenance = source.provenance(dtype)
-        provenance["weights_sha256"] |= {name: _sha256(file) for name, file in files.items()}
+        provenance["weights_sha256"] |= {name: file_sha256(file) for name, file in files.items()}
         return cls(pipeline.to(device), decoder.to(device, dtype), sampling, provenance)
 
     def generate(
@@ -262,7 +262,7 @@ class _Model:
         for file in sorted(self.folder.glob("*/*.safetensors")):
             variant = VARIANT.search(file.name)
             if (variant[1] if variant else None) == self.variant:
-                weights[f"{file.parent.name}/{file.name}"] = _sha256(file)
+                weights[f"{file.parent.name}/{file.name}"] = file_sha256(file)
         return {
             "model": self.name,
             "revision": self.revision,
@@ -294,11 +294,3 @@ def _layerdiffuse_file(source: str, name: str) -> Path:
 def _check_hub_id(name: str, what: str) -> None:
     if not HUB_ID.fullmatch(name):
         raise ValueError(f"{what} is {name}; there is no such folder, nor is it a hub id.")
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
