@@ -329,7 +329,9 @@ class LightTransport(nn.Module):
         hidden = surface_channels(behind_light, behind_disparity, behind_defocus)
         composite = torch.zeros_like(visible[:, :LIGHT_CHANNELS])
         groups = {name: torch.zeros_like(composite) for name in GROUPS}
-        for slab in torch.unique(slab_of_pixel).flip(0).tolist():  # the nearest first
+        # A hidden surface may lie in a slab in which nothing is visible.
+        inhabited = torch.unique(torch.cat([slab_of_pixel, slab_behind]))
+        for slab in inhabited[inhabited >= 0].flip(0).tolist():  # the nearest first
             behind = slab_behind == slab
             surface = torch.where(behind, hidden, visible)
             arrived = self.spread(surface, slab, (slab_of_pixel == slab) | behind)

@@ -205,3 +205,22 @@ def test_refuses_channels_that_do_not_fit_the_codec():
 def test_display_encoding_round_trip_of_the_test_helpers():
     values = torch.linspace(0, 1, 256)
     assert (linear_to_srgb(srgb_to_linear(values)) - values).abs().max() < 1e-6
+
+
+def test_a_picture_does_not_depend_on_its_companions(untrained):
+    """What lies behind an edge is a mean of surfaces, and may lie where none of the picture does."""
+    photos = torch.cat([textured(seed=seed) for seed in range(4)])
+    generator = torch.Generator().manual_seed(1)
+    # Patches of 8 pixels at three to sixteen depths each.
+    depths = [torch.rand(count, generator=generator) for count in (3, 4, 8, 16)]
+    disparity = torch.stack(
+        [one[torch.randint(len(one), (1, 8, 8), generator=generator)] for one in depths]
+    )
+    disparity = F.interpolate(disparity, scale_factor=8)
+    df, K = torch.full((4,), 0.5), torch.full((4,), 40.0)
+    with torch.no_grad():
+        together = render(untrained, photos, disparity, df, K)
+        for index in range(4):
+            one = slice(index, index + 1)
+            alone = render(untrained, photos[one], disparity[one], df[one], K[one])
+            torch.testing.assert_close(together[one], alone, atol=2e-6, rtol=0)
