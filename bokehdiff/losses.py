@@ -1,18 +1,26 @@
 """Training losses: how far a rendered photograph is from the photograph a lens would have made.
 
-Every function takes display-encoded sRGB images of shape (B, 3, H, W) in [-1, 1] and returns one
-scalar, a mean over all elements, so that values do not depend on the batch or the crop size.
+Every loss takes display-encoded sRGB images of shape (B, 3, H, W) in [-1, 1], the adversarial ones
+what the discriminator says about such images, and returns one scalar, a mean over all elements, so
+that values do not depend on the batch or the crop size.
 """
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 RECONSTRUCTION_KINDS = ("mse", "l1", "charbonnier")
 EDGE_VARIANTS = ("official", "paper")
 CHARBONNIER_EPSILON = 1e-3
+SMALLEST_PERCEPTUAL_SIDE = 16
+"""Pixels a side that VGG-16 leaves one of, after it has halved the image four times."""
 
 
 def reconstruction(prediction: Tensor, target: Tensor, kind: str = "mse") -> Tensor:
@@ -136,6 +144,156 @@ def extended_sobel_kernel(half_width: int) -> Tensor:
     return kernel / (kernel * x).sum()
 
 
+class PerceptualLoss(nn.Module):
+    """LPIPS: how different two photographs look to VGG-16, a scalar.
+
+    Both images pass through the frozen network. With phi_l the features after the last ReLU before
+    each of its five poolings, scaled to unit length at every location, and w_l >= 0 the weights
+    that LPIPS has learned from human judgements (Zhang et al. 2018, Equation 1)::
+
+        sum over l = 1..5 of mean over locations of sum over channels of
+            w_l * (phi_l(prediction) - phi_l(target))^2
+
+    Everything in it is frozen, and it stays in eval mode, without dropout, whatever the mode of the
+    module it is a part of.
+
+    Args:
+        network: an ``lpips.LPIPS``. :meth:`from_backbone` makes it.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.train()
+
+    @classmethod
+    def from_backbone(cls, weights: str | None = None) -> PerceptualLoss:
+        """Return the loss in float32 on the CPU. No random number is drawn.
+
+        Args:
+            weights: file of VGG-16 in torchvision's naming (``features.0.weight``, ...), ``.pth``
+                or ``.safetensors``; its classifier may be absent. None: the ImageNet weights from
+                torchvision's cache, downloaded (528 MB) if they are not there.
+
+        Raises:
+            ImportError: the lpips package is missing.
+            ValueError: the weights cannot be had, or are not those of a VGG-16.
+        """
+        try:
+            import lpips
+        except ImportError as error:
+            raise ImportError(
+                "The perceptual loss needs the lpips package: pip install 'bokehdiff[train]', or "
+                "set loss.perceptual_weight: 0."
+            ) from error
+        # On the meta device a network costs neither time nor memory nor random numbers. All its
+        # values come from two files: the convolutions of VGG-16, and the weights lpips ships.
+        with warnings.catch_warnings(), torch.device("meta"):
+            # lpips calls torchvision by arguments that torchvision has renamed.
+            warnings.filterwarnings("ignore", module=r"torchvision\.models\._utils")
+            network = lpips.LPIPS(net="vgg", pnet_rand=True, pretrained=False, verbose=False)
+        parameters = dict(network.named_parameters())
+        # What torchvision calls features.5.weight is net.slice2.5.weight here.
+        names = {
+            "features." + ".".join(name.split(".")[-2:]): name
+            for name in parameters
+            if name.startswith("net.")
+        }
+        vgg = _vgg_weights(weights, {name: parameters[names[name]].shape for name in names})
+        learned = torch.load(
+            Path(lpips.__file__).with_name("weights") / "v0.1" / "vgg.pth",
+            map_location="cpu",
+            weights_only=True,
+        )
+        network.load_state_dict(
+            {
+                **{names[name]: value for name, value in vgg.items()},
+                **learned,
+                # LPIPS holds each of its linear layers twice, as lin0 and as lins.0.
+                **{name.replace("lin", "lins.", 1): value for name, value in learned.items()},
+                **dict(network.named_buffers()),
+            },
+            assign=True,
+        )
+        return cls(network)
+
+    def train(self, mode: bool = True) -> PerceptualLoss:
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return LPIPS, the mean over the batch, in float32 even under autocast.
+
+        Args:
+            prediction, target: (B, 3, H, W) in [-1, 1], at least 16 pixels a side.
+
+        Raises:
+            ValueError: shapes differ, or the images have other channels or are too small.
+        """
+        _check_same_shape(prediction=prediction, target=target)
+        _, channels, height, width = prediction.shape
+        if channels != 3 or min(height, width) < SMALLEST_PERCEPTUAL_SIDE:
+            raise ValueError(
+                f"The perceptual loss needs images of 3 channels and at least "
+                f"{SMALLEST_PERCEPTUAL_SIDE} pixels a side, got {channels} channels of {height} x "
+                f"{width}. Use larger crops, or set loss.perceptual_weight: 0."
+            )
+        dtype = next(self.network.parameters()).dtype
+        with torch.autocast(prediction.device.type, enabled=False):
+            return self.network(prediction.to(dtype), target.to(dtype)).mean()
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, real_label: float = 0.8) -> Tensor:
+    """Return how badly a discriminator tells photographs from renderings, a scalar.
+
+    With x its logits, s the logistic function and t the real label::
+
+        -mean(t log s(x_real) + (1 - t) log(1 - s(x_real))) - mean(log(1 - s(x_fake)))
+
+    The default label of 0.8 is that of the published training script, which adds up the images of
+    a batch where this takes their mean: its value is B times this one. A label of 1 gives Equation
+    11 of the BokehDiff paper.
+
+    Args:
+        real_logits: of photographs with lens blur, (B, h, w) or any other shape.
+        fake_logits: of renderings, detached from what rendered them.
+        real_label: what the discriminator shall call a photograph, in (0, 1]. Less than 1 keeps it
+            from being certain.
+
+    Raises:
+        ValueError: `real_label` is out of range.
+    """
+    fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+    return generator_loss(real_logits, real_label) + fake
+
+
+def generator_loss(fake_logits: Tensor, real_label: float = 0.8) -> Tensor:
+    """Return how far renderings are from passing for photographs, a scalar.
+
+    With x the logits of the discriminator, s the logistic function and t the real label::
+
+        -mean(t log s(x) + (1 - t) log(1 - s(x)))
+
+    The label is the one the discriminator learns from, so that nothing is gained by looking more
+    certain than a photograph. The published training script adds up the images of a batch where
+    this takes their mean: its value is B times this one. A label of 1 gives Equation 12 of the
+    BokehDiff paper.
+
+    Args:
+        fake_logits: of renderings, (B, h, w) or any other shape.
+        real_label: what the discriminator calls a photograph, in (0, 1].
+
+    Raises:
+        ValueError: `real_label` is out of range.
+    """
+    if not 0 < real_label <= 1:
+        raise ValueError(
+            f"The label of photographs is a probability in (0, 1], got real_label={real_label}. "
+            "Use 0.8 for the published script or 1 for the paper."
+        )
+    return F.binary_cross_entropy_with_logits(fake_logits, torch.full_like(fake_logits, real_label))
+
+
 def _forward_differences(image: Tensor) -> tuple[Tensor, Tensor]:
     """(vertical (B, C, H-1, W), horizontal (B, C, H, W-1)) differences of neighbouring pixels."""
     return image[..., 1:, :] - image[..., :-1, :], image[..., :, 1:] - image[..., :, :-1]
@@ -155,3 +313,56 @@ def _check_same_shape(**images: Tensor) -> None:
     if len(set(shapes.values())) != 1 or any(len(shape) != 4 for shape in shapes.values()):
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"A loss compares images of one shape (B, 3, H, W), got {listed}.")
+
+
+def _vgg_weights(weights: str | None, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """Return the float32 tensors that `shapes` names, from a file or else from torchvision."""
+    way_out = (
+        "Name another file by loss.perceptual_weights, or set loss.perceptual_weight: 0 to train "
+        "without the perceptual loss."
+    )
+    # A file of another kind, given to an unpickler, raises whatever its bytes happen to mean: hence
+    # `except Exception`, twice.
+    if weights is None:
+        from torchvision.models import VGG16_Weights  # type: ignore[import-untyped]
+
+        source = VGG16_Weights.IMAGENET1K_V1
+        weights = source.url
+        try:
+            state = source.get_state_dict(check_hash=True, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"The weights of VGG-16 could neither be read from {torch.hub.get_dir()}"
+                f"/checkpoints nor downloaded from {weights} ({error}). Fetch that file elsewhere "
+                "and name it by loss.perceptual_weights, or set loss.perceptual_weight: 0 to train "
+                "without the perceptual loss."
+            ) from error
+    else:
+        if not Path(weights).is_file():
+            raise ValueError(f"There is no file of VGG-16 weights at {weights}. {way_out}")
+        try:
+            if Path(weights).suffix == ".safetensors":
+                state = load_file(weights)
+            else:
+                state = torch.load(weights, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"{weights} cannot be read as a .pth or .safetensors file of VGG-16 weights "
+                f"({error}). {way_out}"
+            ) from error
+        if not isinstance(state, dict):
+            raise ValueError(
+                f"{weights} holds a {type(state).__name__}; wanted is the state dict of "
+                f"torchvision's VGG-16. {way_out}"
+            )
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}" if name in state else f"{name} is missing"
+        for name, shape in shapes.items()
+        if name not in state or state[name].shape != shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{weights} is not a VGG-16 in torchvision's naming: of its {len(shapes)} tensors "
+            f"{len(wrong)} do not fit ({', '.join(wrong)}). {way_out}"
+        )
+    return {name: state[name].float() for name in shapes}

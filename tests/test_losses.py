@@ -1,6 +1,9 @@
-"""Losses: values by hand, gradients, refusals. Golden values are in test_goldens_losses.py."""
+"""Losses: values by hand, gradients, refusals. Golden values are in test_goldens_losses.py, the
+perceptual loss is in test_perceptual.py."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -9,7 +12,9 @@ from torch.nn.functional import avg_pool2d
 from bokehdiff.losses import (
     EDGE_VARIANTS,
     RECONSTRUCTION_KINDS,
+    discriminator_loss,
     extended_sobel_kernel,
+    generator_loss,
     multi_scale_edge_loss,
     reconstruction,
 )
@@ -119,3 +124,84 @@ def test_losses_refuse_images_of_other_shapes() -> None:
         multi_scale_edge_loss(prediction, target, target[:1])
     with pytest.raises(ValueError, match="unknown"):
         reconstruction(prediction, target, "l2")
+
+
+@pytest.mark.parametrize("variant", EDGE_VARIANTS)
+def test_edge_loss_in_float32_is_its_float64_twin(variant: str) -> None:
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        prediction, target, sharp = (image.to(dtype) for image in images(3, 40, 33))
+        prediction.requires_grad_()
+        loss = multi_scale_edge_loss(prediction, target, sharp, variant=variant)
+        results.append((loss, *torch.autograd.grad(loss, prediction)))
+    (loss, gradient), (loss64, gradient64) = results
+    assert loss.item() == pytest.approx(loss64.item(), rel=1e-5)
+    # No difference of derivatives is so small here that rounding would decide its sign.
+    torch.testing.assert_close(
+        gradient.double(), gradient64, rtol=0, atol=1e-5 * float(gradient64.abs().max())
+    )
+
+
+def logits() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    real, fake = 3 * torch.randn(2, 5, 4, 3, generator=generator, dtype=torch.float64)
+    return real.requires_grad_(), fake.requires_grad_()
+
+
+def test_adversarial_losses_by_hand() -> None:
+    # The logistic function of log 3 is 3/4.
+    real = torch.full((1, 1, 1), math.log(3))
+    expected_real = -(0.8 * math.log(3 / 4) + 0.2 * math.log(1 / 4))
+    expected_fake = -math.log(1 / 2)
+    assert generator_loss(real).item() == pytest.approx(expected_real, rel=1e-6)
+    assert discriminator_loss(real, 0 * real).item() == pytest.approx(
+        expected_real + expected_fake, rel=1e-6
+    )
+    assert generator_loss(real, 1.0).item() == pytest.approx(-math.log(3 / 4), rel=1e-6)
+
+
+@pytest.mark.parametrize("real_label", [0.8, 1.0])
+def test_adversarial_gradients_are_probability_minus_label(real_label: float) -> None:
+    real, fake = logits()
+    of_real, of_fake = torch.autograd.grad(discriminator_loss(real, fake, real_label), (real, fake))
+    (of_generator,) = torch.autograd.grad(generator_loss(fake, real_label), fake)
+    torch.testing.assert_close(of_real, (real.sigmoid() - real_label) / real.numel())
+    torch.testing.assert_close(of_fake, fake.sigmoid() / fake.numel())
+    torch.testing.assert_close(of_generator, (fake.sigmoid() - real_label) / fake.numel())
+    assert torch.autograd.gradcheck(
+        lambda real, fake: discriminator_loss(real, fake, real_label), (real, fake)
+    )
+
+
+def test_a_label_of_one_is_the_log_loss_of_the_paper() -> None:
+    real, fake = logits()
+    of_discriminator = -(real.sigmoid().log() + (1 - fake.sigmoid()).log()).mean()
+    torch.testing.assert_close(discriminator_loss(real, fake, 1.0), of_discriminator)
+    torch.testing.assert_close(generator_loss(fake, 1.0), -fake.sigmoid().log().mean())
+
+
+def test_adversarial_losses_do_not_depend_on_the_batch_size() -> None:
+    real, fake = logits()
+    torch.testing.assert_close(
+        discriminator_loss(real.repeat(3, 1, 1), fake.repeat(2, 1, 1)),
+        discriminator_loss(real, fake),
+    )
+    torch.testing.assert_close(generator_loss(fake.repeat(3, 1, 1)), generator_loss(fake))
+
+
+def test_adversarial_losses_of_a_certain_discriminator_are_finite() -> None:
+    # A probability of exactly 0 or 1 has no finite logarithm; a logit of 1000 has a loss.
+    certain = torch.tensor([[[1000.0, -1000.0]]], requires_grad=True)
+    loss = discriminator_loss(certain, certain, 1.0)
+    assert loss.item() == pytest.approx(1000)
+    (gradient,) = torch.autograd.grad(loss, certain)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("real_label", [0.0, -0.1, 1.1, math.nan])
+def test_labels_that_are_no_probability_are_refused(real_label: float) -> None:
+    real, fake = logits()
+    with pytest.raises(ValueError, match="probability in .0, 1., got real_label="):
+        generator_loss(fake, real_label)
+    with pytest.raises(ValueError, match="probability in .0, 1., got real_label="):
+        discriminator_loss(real, fake, real_label)
