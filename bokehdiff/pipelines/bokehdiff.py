@@ -21,8 +21,11 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
+from peft import get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import (
     CLIPImageProcessor,
     CLIPTextModel,
@@ -32,6 +35,20 @@ from transformers import (
 )
 
 from ..attention import PisaConfig, PisaContext, install_pisa, verify_pisa
+from ..attention.processor import pisa_layer_names
+from ..checkpoints import (
+    BOKEH_PISA_LAYERS,
+    BOKEH_PROMPT,
+    BOKEH_TIMESTEP,
+    SETTINGS,
+    BokehWeights,
+    check_adapter,
+    check_codec,
+    codec_parameters,
+    download_bokeh_weights,
+    read_bokeh_weights,
+    write_bokeh_weights,
+)
 from ..images import ImageInput, as_disparity_batch, as_image_batch, crop_to, pad_to_multiple
 
 # Components are found again at loading only if their modules are imported by then.
@@ -41,9 +58,6 @@ from ..models.stored_prompt import StoredPrompt
 from ..optics import PerImage, check_focus_and_strength, normalise_disparity, signed_defocus
 from .detail import RESIDUAL_GONE_RADIUS, put_back_detail
 
-BOKEH_PROMPT = "an excellent photo with a large aperture"
-BOKEH_TIMESTEP = 499
-DEFAULT_PISA_LAYERS = "down_blocks.1.attentions.0"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 # The occlusion test of PISA divides by (1 - disparity) (Eq. 7 of the paper).
@@ -95,6 +109,15 @@ class BokehScene:
         return self.image.shape[-2], self.image.shape[-1]
 
 
+@dataclass
+class _BeforeWeights:
+    """What :meth:`BokehDiffPipeline.load_bokeh_weights` replaced, to be put back."""
+
+    adapter_name: str
+    vae: dict[str, torch.Tensor]
+    settings: dict[str, Any]
+
+
 class BokehDiffPipeline(StableDiffusionXLPipeline):
     """Adds the blur of a real lens to an all-in-focus photo, in one step of a diffusion model.
 
@@ -136,6 +159,7 @@ class BokehDiffPipeline(StableDiffusionXLPipeline):
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->stored_prompt->unet->vae"
     _optional_components = [*StableDiffusionXLPipeline._optional_components, "stored_prompt"]
+    _lora_loadable_modules = [*StableDiffusionXLPipeline._lora_loadable_modules, "vae"]
 
     def __init__(
         self,
@@ -153,7 +177,7 @@ class BokehDiffPipeline(StableDiffusionXLPipeline):
         add_watermarker: bool | None = None,
         timestep: int = BOKEH_TIMESTEP,
         prompt: str = BOKEH_PROMPT,
-        pisa_layers: str | list[str] = DEFAULT_PISA_LAYERS,
+        pisa_layers: str | list[str] = BOKEH_PISA_LAYERS,
         pisa: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
@@ -182,6 +206,10 @@ class BokehDiffPipeline(StableDiffusionXLPipeline):
         block_size = getattr(vae.config, "block_size", None)
         self.vae_scale_factor = block_size or 2 ** (len(vae.config.block_out_channels) - 1)
         self._encoded_prompt: tuple[Any, torch.Tensor, torch.Tensor] | None = None
+        self._before_weights: _BeforeWeights | None = None
+        if not isinstance(vae, PeftAdapterMixin):
+            # A codec without weights takes no adapters.
+            self._lora_loadable_modules = StableDiffusionXLPipeline._lora_loadable_modules
 
         plain = vae.config.latent_channels
         conditioned = plain + 2 * self.vae_scale_factor**2
@@ -216,7 +244,7 @@ class BokehDiffPipeline(StableDiffusionXLPipeline):
             raise ValueError(
                 f"{name!r} is a file. from_pretrained takes the folder that holds model_index.json."
             )
-        elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        elif _is_no_hub_id(name):
             raise ValueError(
                 f"There is no folder {name!r}. Give a folder written by save_pretrained, "
                 "bokehdiff.TINY for the checkpoint inside this package, or the name of an SDXL "
@@ -243,6 +271,226 @@ class BokehDiffPipeline(StableDiffusionXLPipeline):
             RuntimeError: PISA is not in all of the configured layers.
         """
         return verify_pisa(self.unet, self.pisa_layer_names)
+
+    # -- Trained weights -------------------------------------------------------------------------
+
+    def load_bokeh_weights(
+        self,
+        folder_or_hub_id: str | os.PathLike[str],
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        adapter_name: str = "bokehdiff",
+    ) -> None:
+        """Puts trained weights into the base model: adapters of the UNet, the codec, the settings.
+
+        Takes what :meth:`save_bokeh_weights` and training write, and the authors' two files. The
+        adapters become the active ones, parameters of the codec are replaced in its dtype, and
+        ``pisa``, ``timestep``, ``prompt`` and ``pisa_layers`` of the configuration become those the
+        weights were trained for. If an error is raised, nothing has changed.
+        :meth:`unload_lora_weights` is the way back. (``load_lora_weights`` loads adapters alone, of
+        any SDXL model.)
+
+        Args:
+            folder_or_hub_id: folder with ``pytorch_lora_weights.safetensors``, or ``"owner/name"``
+                on the Hub.
+            subfolder: the folder in it that holds the files.
+            revision: branch, tag or commit on the Hub.
+            token: of the Hub, for repositories that are not public.
+            adapter_name: name of the adapters, for ``set_adapters``.
+
+        Raises:
+            ValueError: files that are missing or damaged; tensors that do not fit UNet and codec,
+                or too few of them; settings that this pipeline cannot have; a set that is loaded
+                already.
+            RuntimeError: PISA is not installed in the UNet.
+        """
+        if self._before_weights is not None:
+            raise ValueError(
+                f"Weights are loaded already, as {self._before_weights.adapter_name!r}, and the "
+                "codec and the settings can be those of one set only. Call unload_lora_weights() "
+                "first."
+            )
+        for part in (self.unet, self.vae):
+            if adapter_name in getattr(part, "peft_config", {}):
+                raise ValueError(
+                    f"There is an adapter named {adapter_name!r} already. Call "
+                    "unload_lora_weights() first, or choose another adapter_name."
+                )
+        name = os.fspath(folder_or_hub_id)
+        if os.path.isdir(name):
+            weights = read_bokeh_weights(os.path.join(name, subfolder or ""))
+        elif os.path.exists(name):
+            raise ValueError(
+                f"{name!r} is a file. load_bokeh_weights takes the folder that holds it."
+            )
+        elif _is_no_hub_id(name):
+            raise ValueError(
+                f"There is no folder {name!r}. Give a folder that save_bokeh_weights or training "
+                "wrote, or the name of weights on the Hub, 'owner/name'."
+            )
+        else:
+            weights = read_bokeh_weights(
+                download_bokeh_weights(name, subfolder=subfolder, revision=revision, token=token)
+            )
+
+        # Everything is checked before anything is changed.
+        settings = self._checked_settings(weights.settings)
+        self.verify_pisa()
+        adapters = [
+            (
+                self.unet,
+                weights.unet_lora,
+                check_adapter(weights.unet_lora, weights.unet_lora_config, self.unet),
+            )
+        ]
+        if weights.vae_lora:
+            vae_config = check_adapter(weights.vae_lora, weights.vae_lora_config, self.vae)
+            adapters.append((self.vae, weights.vae_lora, vae_config))
+        parameters = codec_parameters(self.vae) if weights.vae else {}
+        if weights.vae:
+            check_codec(weights.vae, self.vae)
+            if any(parameter.is_meta for parameter in parameters.values()):
+                raise ValueError(
+                    "The codec is offloaded and has no tensors to replace. Load the weights before "
+                    "enable_sequential_cpu_offload()."
+                )
+
+        for model, tensors, config in adapters:
+            # On the meta device first: nothing is drawn from torch's global generator.
+            model.load_lora_adapter(
+                dict(tensors),
+                prefix=None,
+                adapter_name=adapter_name,
+                metadata=config.to_dict(),
+                low_cpu_mem_usage=True,
+                _pipeline=self,
+            )
+            # New layers begin in training mode, in which adapters may drop their input.
+            model.train(model.training)
+        before = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
+        self._before_weights = _BeforeWeights(
+            adapter_name, before, {name: self.config[name] for name in settings}
+        )
+        self._replace_codec_parameters(weights.vae)
+        self._change_settings(settings)
+
+    def save_bokeh_weights(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        layout: str = "diffusers",
+        adapter_name: str = "bokehdiff",
+    ) -> None:
+        """Saves what :meth:`load_bokeh_weights` loads, to the last bit.
+
+        That is the adapters of this name, the settings, and the parameters of the codec if they
+        came from ``load_bokeh_weights``. Parameters of a codec that was trained in place are
+        written by :func:`bokehdiff.checkpoints.write_bokeh_weights`.
+
+        Args:
+            folder: where to; made if it is not there.
+            layout: ``"diffusers"``, which stock SDXL pipelines load the UNet's half of, or
+                ``"official"``, the authors'; see :mod:`bokehdiff.checkpoints`.
+            adapter_name: name of the adapters.
+
+        Raises:
+            ValueError: no such adapter, or something that the layout has no place for.
+        """
+        configs = getattr(self.unet, "peft_config", {})
+        if adapter_name not in configs:
+            raise ValueError(
+                f"The UNet has no adapter {adapter_name!r}; it has {list(configs) or 'none'}."
+            )
+        weights = BokehWeights(
+            unet_lora=get_peft_model_state_dict(self.unet, adapter_name=adapter_name),
+            vae={},
+            vae_lora={},
+            unet_lora_config=configs[adapter_name].to_dict(),
+            vae_lora_config=None,
+            settings={name: self.config[name] for name in SETTINGS},
+        )
+        vae_configs = getattr(self.vae, "peft_config", {})
+        if adapter_name in vae_configs:
+            weights.vae_lora = get_peft_model_state_dict(self.vae, adapter_name=adapter_name)
+            weights.vae_lora_config = vae_configs[adapter_name].to_dict()
+        before = self._before_weights
+        if before is not None and before.vae and before.adapter_name == adapter_name:
+            weights.vae = {name: value.data for name, value in codec_parameters(self.vae).items()}
+        write_bokeh_weights(weights, folder, layout)
+
+    def unload_lora_weights(self) -> None:
+        """Takes out all adapters; the codec and the settings become what they were before
+        :meth:`load_bokeh_weights`.
+
+        Adapters that are fused into the UNet (``fuse_lora``) stay in its weights, as in diffusers;
+        then codec and settings stay with them.
+
+        Raises:
+            RuntimeError: weights are loaded, and PISA is not installed in the UNet.
+        """
+        before = self._before_weights
+        fused = before is not None and any(
+            before.adapter_name in module.merged_adapters
+            for module in self.unet.modules()
+            if isinstance(module, BaseTunerLayer)
+        )
+        if before is not None:
+            self.verify_pisa()
+        super().unload_lora_weights()
+        if before is not None and not fused:
+            self._replace_codec_parameters(before.vae)
+            self._change_settings(before.settings)
+        self._before_weights = None
+
+    def _checked_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings that came with weights, in the form of the configuration.
+
+        Raises:
+            ValueError: settings that this pipeline cannot have.
+        """
+        checked = dict(settings)
+        for name in ("prompt", "pisa_layers"):
+            if not isinstance(settings.get(name, ""), str):
+                raise ValueError(f"{name} of the weights is {settings[name]!r}; it must be a text.")
+        if "pisa" in settings:
+            try:
+                checked["pisa"] = PisaConfig.from_dict(dict(settings["pisa"])).to_dict()
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"The PISA settings of the weights cannot be used: {error}"
+                ) from None
+        if "pisa_layers" in settings:
+            pisa_layer_names(self.unet, settings["pisa_layers"].split(","))
+        if "timestep" in settings:
+            timestep, steps = settings["timestep"], self.scheduler.config.num_train_timesteps
+            if type(timestep) is not int or not 0 <= timestep < steps:
+                raise ValueError(
+                    f"The weights were trained for timestep {timestep!r}; the schedule of this "
+                    f"pipeline has steps 0 to {steps - 1}."
+                )
+        prompt = settings.get("prompt", self.config.prompt)
+        if prompt != self.config.prompt and not self._has_text_encoders:
+            stored = None if self.stored_prompt is None else self.stored_prompt.config.prompt
+            if prompt != stored:
+                raise ValueError(
+                    f"The weights were trained with the prompt {prompt!r}. This pipeline has no "
+                    f"text encoders, only the embedding of {stored!r}. Load the base model with "
+                    "its text encoders, or with stored_prompt of that prompt."
+                )
+        return checked
+
+    def _change_settings(self, settings: dict[str, Any]) -> None:
+        backend = self.verify_pisa().backend
+        self.register_to_config(**settings)
+        self.install_pisa().backend = backend
+
+    @torch.no_grad()
+    def _replace_codec_parameters(self, values: dict[str, torch.Tensor]) -> None:
+        parameters = codec_parameters(self.vae)
+        for name, value in values.items():
+            parameters[name].copy_(value)
 
     # -- The call --------------------------------------------------------------------------------
 
@@ -473,7 +721,7 @@ class BokehDiffPipeline(StableDiffusionXLPipeline):
         Returns:
             (B, C, H / s, W / s), at least float32.
         """
-        with self._vae_in_safe_precision():
+        with self._vae_in_safe_precision(image.device):
             latents = self.vae.encode(image.to(self.vae.dtype)).latent_dist.mode()
         latents = _at_least_float32(latents)
         mean, deviation = self._latent_statistics(latents)
@@ -538,7 +786,7 @@ class BokehDiffPipeline(StableDiffusionXLPipeline):
         """Image of scaled latents (B, C, h, w): (B, 3, H, W) around [-1, 1]; differentiable."""
         mean, deviation = self._latent_statistics(latents)
         latents = latents * (deviation / self.vae.config.scaling_factor) + mean
-        with self._vae_in_safe_precision():
+        with self._vae_in_safe_precision(latents.device):
             image = self.vae.decode(
                 latents.to(self.vae.dtype), return_dict=False, generator=generator
             )[0]
@@ -659,14 +907,16 @@ class BokehDiffPipeline(StableDiffusionXLPipeline):
         return latents.new_tensor(mean).view(shape), latents.new_tensor(deviation).view(shape)
 
     @contextlib.contextmanager
-    def _vae_in_safe_precision(self) -> Iterator[None]:
-        """Runs a float16 codec that would overflow (``force_upcast``) in float32, and puts it
-        back."""
+    def _vae_in_safe_precision(self, device: torch.device) -> Iterator[None]:
+        """Runs the codec in its own dtype whatever autocast says, since the 8 bits of bfloat16 are
+        too few for a photo; one in float16 that would overflow (``force_upcast``) in float32, and
+        puts it back."""
         upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         if upcast:
             self.vae.float()
         try:
-            yield
+            with torch.autocast(device.type, enabled=False):
+                yield
         finally:
             if upcast:
                 self.vae.half()
@@ -720,6 +970,11 @@ def check_model_folder(folder: str, given: Collection[str] = ()) -> None:
             f"{folder!r} holds {kind}, without {', '.join(missing)}. BokehDiffPipeline loads its "
             "own folders and those of Stable Diffusion XL."
         )
+
+
+def _is_no_hub_id(name: str) -> bool:
+    """Whether a name can only have been meant as a path."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
