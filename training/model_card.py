@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from training.validation import BLURRED_RADIUS, IN_FOCUS_RADIUS
+from diffusers.utils.hub_utils import populate_model_card
+from huggingface_hub import ModelCard, ModelCardData
 
 
 @dataclass
 class RunReport:
-    """What a run did and reached.
+    """What a run did and reached, whatever it trained.
 
     Attributes:
-        args: its settings.
+        args: its settings, of which those of `training.engine` and ``command`` are read.
         step: optimiser steps done.
         seconds: wall-clock time they took, with validation and checkpoints.
         processes: number of processes that trained together.
         device: where they computed.
         precision: "float32", "fp16" or "bf16".
         trained_parameters: number of values trained.
-        scores: what `training.validation.validate` returned at the end; empty if not validated.
+        scores: those at the end, by name; empty if the run was not validated.
+        samples_per_second: of all processes together; None if the log does not say.
+        log: the entries of ``log.jsonl``.
+        pictures: path of the last validation's pictures in the output folder, if there are any.
     """
 
     args: argparse.Namespace
@@ -37,120 +40,191 @@ class RunReport:
     device: torch.device
     precision: str
     trained_parameters: int
-    scores: dict[str, Any]
+    scores: Mapping[str, Any]
+    samples_per_second: float | None
+    log: Sequence[Mapping[str, Any]]
+    pictures: str | None
 
 
-def model_card(report: RunReport) -> str:
-    """Return the card: what was trained, for how long, on what, how, and how good it is."""
-    args = report.args
-    lora = args.mode == "lora"
-    loading = 'pipe = BokehDiffPipeline.from_pretrained("PATH_TO_THIS_FOLDER")'
-    if lora:
-        loading = (
-            f'pipe = BokehDiffPipeline.from_pretrained("{args.pretrained}")\n'
-            'pipe.load_lora_weights("PATH_TO_THIS_FOLDER")'
-        )
-    data = f"procedural scenes, {args.data_size} x {args.data_size} pixels, seed {args.data_seed}"
-    if args.data_shards is not None:
-        data = f"the shards in `{args.data_shards}`"
-    start = f"`{args.pretrained}`" if args.pretrained else "nothing (the physics it starts at)"
-    loss = f"{args.loss_reconstruction_weight:g} x {args.loss_reconstruction}"
-    if args.loss_edge_weight:
-        loss += f" + {args.loss_edge_weight:g} x multi-scale edge ({args.loss_edge_variant})"
-    schedule = f"{args.warmup_steps} steps of warm-up, cosine to step {args.max_train_steps}"
-    if args.ema_decay:
-        schedule += f", weights averaged by {args.ema_decay:g}"
-    samples = args.batch_size * args.gradient_accumulation_steps * report.processes
-    front_matter = "library_name: diffusers\nlicense: apache-2.0\n"
-    front_matter += f"base_model: {args.pretrained}\n" if lora else ""
-    front_matter += f"tags: [bokehdiff, bokeh, lens-blur, image-to-image{', lora' if lora else ''}]"
-    return f"""---
-{front_matter}
----
+@dataclass
+class CardText:
+    """What only the task that was trained can say about its model.
 
-# BokehDiff{", low-rank adapters" if lora else ""}
+    Attributes:
+        title: the model's name.
+        summary: what it is, in a paragraph.
+        usage: Python code that loads and calls it.
+        training_rows: data, losses and where it started from, as (name, value).
+        scores_section: its scores, with the protocol in words.
+        intended_use: what it is made for, and what not.
+        limits: what it cannot do.
+        tags: for the Hub's search.
+        pipeline_tag: the Hub's name of the task.
+        base_model: name on the Hub of the model that was trained further, if there was one.
+        license: identifier of the weights' licence; None if it is not for us to say.
+    """
 
-Lens blur for photographs with a disparity map, in one step of the network at T = 499.
+    title: str
+    summary: str
+    usage: str
+    training_rows: list[tuple[str, str]]
+    scores_section: str
+    intended_use: str
+    limits: str
+    tags: list[str]
+    pipeline_tag: str
+    base_model: str | None
+    license: str | None
+
+
+def model_card(report: RunReport, text: CardText) -> ModelCard:
+    """Return the card: what was trained, for how long, on what, how, and how good it is.
+
+    Nothing is read from the Hub. (The template of diffusers has gaps for people to fill; here the
+    run and the task know what belongs there.)
+    """
+    data = ModelCardData(
+        license=text.license, base_model=text.base_model, pipeline_tag=text.pipeline_tag
+    )
+    picture = ""
+    if report.pictures is not None:
+        picture = f"\n\n![Held-out samples at the end of training]({report.pictures})"
+    body = f"""# {text.title}
+
+{text.summary}
 
 ```python
-from bokehdiff import BokehDiffPipeline
-
-{loading}
-image = pipe(photo, disparity, df=0.7, K=20.0).images[0]
+{text.usage}
 ```
+
+## Intended use
+
+{text.intended_use}
+
+## Limits
+
+{text.limits}
 
 ## Training
 
-| | |
-|---|---|
-| started from | {start} |
-| optimiser steps | {report.step} |
-| hours | {report.seconds / 3600:.2f} |
-| hardware | {hardware(report)} |
-| trained parameters | {report.trained_parameters:,} |
-| data | {data} |
-| samples per step | {samples}, crops of {args.data_crop_size} pixels, mirrored and turned |
-| loss | {loss}, on sRGB in [-1, 1] |
-| optimiser | AdamW, learning rate {args.learning_rate:g}, {schedule} |
-| precision | {report.precision} |
-| versions | {versions("bokehdiff", "torch", "diffusers", "accelerate")} |
+{_table(("", ""), [*text.training_rows, *_run_rows(report)])}
 
 The command, with all settings in `training_config.yaml` and the course of the run in `log.jsonl`:
 
 ```
-{args.command}
+{report.args.command}
 ```
 
 ## Validation
 
-{validation_section(report)}
+{text.scores_section}{picture}
 """
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+    return populate_model_card(card, tags=text.tags)
 
 
-def validation_section(report: RunReport) -> str:
-    """Return the scores beside those of the photograph as it is and of the untrained network."""
-    args, scores = report.args, report.scores
-    if not scores:
-        return "This run was not validated."
-    log = (Path(args.output_dir) / "log.jsonl").read_text(encoding="utf-8")
-    validations = [entry for entry in map(json.loads, log.splitlines()) if "psnr" in entry]
+def _run_rows(report: RunReport) -> list[tuple[str, str]]:
+    """What the loop did, as (name, value)."""
+    args = report.args
+    optimizer = {"adamw": "AdamW", "adamw_8bit": "AdamW with moments in 8 bits"}[args.optimizer]
+    optimizer += f", learning rate {args.learning_rate:g}, {args.warmup_steps} steps of warm-up"
+    optimizer += f", cosine to step {args.max_train_steps}"
+    if args.ema_decay:
+        optimizer += f", weights averaged by {args.ema_decay:g}"
+    samples = args.batch_size * args.gradient_accumulation_steps * report.processes
+    rows = [
+        ("optimiser", optimizer),
+        ("samples per step", f"{samples}"),
+        ("optimiser steps", f"{report.step}"),
+        ("hours", f"{report.seconds / 3600:.2f}"),
+        ("hardware", hardware(report.processes, report.device)),
+        ("precision", report.precision),
+        ("trained parameters", f"{report.trained_parameters:,}"),
+        ("seed", f"{args.seed}"),
+        ("versions", versions("bokehdiff", "torch", "diffusers", "accelerate")),
+    ]
+    if report.samples_per_second is not None:
+        rows.insert(4, ("samples per second", f"{report.samples_per_second:.3g}"))
+    # A run that goes on unchanged is the run that was not interrupted.
+    for entry in report.log:
+        if changes := entry.get("changed_settings"):
+            what = ", ".join(
+                f"{name} {new} instead of {old}" for name, (old, new) in changes.items()
+            )
+            rows.append((f"after step {entry['step']}", what))
+    return rows
+
+
+def validation_table(scores: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
+    """Return the scores beside those of the photograph as it is and of the network at the start.
+
+    Below the table it says how well the blur follows K.
+
+    Args:
+        scores: what `training.validation.validate` returned at the end.
+        log: the entries of ``log.jsonl``.
+    """
     identity = {
-        "psnr": scores["psnr_identity"],
-        "psnr_blurred": scores.get("psnr_blurred_identity"),
+        name.removesuffix("_identity"): value
+        for name, value in scores.items()
+        if name.endswith("_identity")
     }
     rows = [
         ("photograph left as it is", identity),
-        *[("before training", entry) for entry in validations if entry["step"] == 0][:1],
+        *[
+            ("before training", entry)
+            for entry in log
+            if entry["kind"] == "validation" and entry["step"] == 0
+        ],
         ("after training", scores),
     ]
-    table = "\n".join(
-        f"| {label} | {' | '.join(_decibels(row.get(name)) for name in _COLUMNS)} |"
-        for label, row in rows
+    columns = [column for column in _COLUMNS if any(column.name in row for _, row in rows)]
+    table = _table(
+        ("", *(column.title for column in columns)),
+        [
+            (label, *(f"{row[c.name]:.{c.digits}f}" if c.name in row else "" for c in columns))
+            for label, row in rows
+        ],
     )
-    held_out = args.validation_shards or f"procedural, seed {args.validation_seed}"
-    return f"""PSNR in dB on display-encoded sRGB, mean over {scores["scenes"]} held-out scenes
-({held_out}), without {args.loss_border} pixels at the border. Blurred: circles of confusion of a
-radius above {BLURRED_RADIUS:g} pixels; in focus: below {IN_FOCUS_RADIUS:g} pixels.
+    if "control" not in scores:
+        return table
+    return f"""{table}
 
-| | all | blurred | in focus |
-|---|---|---|---|
-{table}
-
-Control: the blurred region loses contrast each time K grows, from 0 to half to all of the scene's
-K, in {scores.get("control", 0):.0%} of the scenes."""
+Control: the blurred region loses contrast each time K grows, from 0 by quarters to all of the
+scene's K, in {scores["control"]:.0%} of the scenes. The rank correlation between K and blur is
+{scores["control_correlation"]:.3f}, where 1 says that more K always gives more blur."""
 
 
-_COLUMNS = ("psnr", "psnr_blurred", "psnr_in_focus")
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    title: str
+    digits: int
 
 
-def _decibels(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+_COLUMNS = (
+    _Column("psnr", "PSNR", 2),
+    _Column("psnr_blurred", "PSNR, blurred", 2),
+    _Column("psnr_in_focus", "PSNR, in focus", 2),
+    _Column("ssim", "SSIM", 4),
+    _Column("lpips", "LPIPS", 4),
+)
 
 
-def hardware(report: RunReport) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown of a table."""
+    lines = [
+        head,
+        ["---"] * len(head),
+        *([cell.replace("|", r"\|") for cell in row] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def hardware(processes: int, device: torch.device) -> str:
     """Return devices or processors in words."""
-    if report.device.type == "cuda":
-        return f"{report.processes} x {torch.cuda.get_device_name(report.device)}"
+    if device.type == "cuda":
+        return f"{processes} x {torch.cuda.get_device_name(device)}"
     processor = platform.processor() or platform.machine()
     cpu_info = Path("/proc/cpuinfo")
     if cpu_info.is_file():
@@ -160,7 +234,7 @@ def hardware(report: RunReport) -> str:
             if line.startswith("model name")
         ]
         processor = models[0] if models else processor
-    return f"{report.processes} x {torch.get_num_threads()} threads of {processor}"
+    return f"{processes} x {torch.get_num_threads()} threads of {processor}"
 
 
 def versions(*packages: str) -> str:

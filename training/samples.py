@@ -40,7 +40,8 @@ class AugmentedCrops(Dataset[dict[str, Tensor]]):
         self._order: tuple[int, Tensor] | None = None
 
     def __getitem__(self, sample_number: int) -> dict[str, Tensor]:
-        """Return the sample: image and target (3, C, C), disparity (1, C, C), df (), K ()."""
+        """Return the sample: image and target (3, C, C), disparity (1, C, C), df (), K (), and
+        number (), the sample's own."""
         sample = dict(self.scenes[self._scene_index(sample_number)])
         generator = seeded_generator(self.seed, 1, sample_number)
         height, width = sample["image"].shape[-2:]
@@ -56,7 +57,7 @@ class AugmentedCrops(Dataset[dict[str, Tensor]]):
             crop = sample[key][..., top : top + size, left : left + size]
             crop = crop.flip(-1) if mirrored else crop
             sample[key] = torch.rot90(crop, quarter_turns, (-2, -1)).contiguous()
-        return sample
+        return {**sample, "number": torch.tensor(sample_number)}
 
     def _scene_index(self, sample_number: int) -> int:
         if self.scene_count is None:
@@ -97,11 +98,11 @@ class ConsecutiveBatches(Sampler[list[int]]):
 
 
 def sample_loader(
-    crops: AugmentedCrops, batches: ConsecutiveBatches, workers: int, pin_memory: bool
+    samples: Dataset[dict[str, Tensor]], batches: ConsecutiveBatches, workers: int, pin_memory: bool
 ) -> DataLoader[dict[str, Tensor]]:
     """Return a loader of `batches` that draws nothing from the global random generator."""
     return DataLoader(
-        crops,
+        samples,
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,

@@ -1,19 +1,109 @@
 """Settings of a training run: flags of the command line over values of a YAML file.
 
-Every setting is one flag. The YAML file names settings as the flags do, and may group them: the
-section ``data: {crop_size: 128}`` sets ``--data_crop_size``. A flag on the command line wins over
-the file.
+Every setting is one flag, spelled with underscores or with dashes. The YAML file names settings as
+the flags do, and may group them: the section ``data: {crop_size: 128}`` sets ``--data_crop_size``.
+A flag on the command line wins over the file.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number that depends on the optimiser step: linear between points, constant outside them.
+
+    Attributes:
+        points: (step, value) in the order of the steps; at least one.
+    """
+
+    points: tuple[tuple[int, float], ...]
+
+    def at(self, step: int) -> float:
+        """The value in optimiser step `step`, counted from 0."""
+        steps = [point[0] for point in self.points]
+        after = next((index for index, other in enumerate(steps) if other > step), len(steps))
+        if after == 0 or after == len(steps):
+            return self.points[min(after, len(steps) - 1)][1]
+        (start, low), (end, high) = self.points[after - 1], self.points[after]
+        return low + (high - low) * (step - start) / (end - start)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it is zero in every step."""
+        return all(value == 0 for _, value in self.points)
+
+    def plain(self) -> float | dict[int, float]:
+        """What `schedule` reads back: the number, or a mapping from steps to values."""
+        return self.points[0][1] if len(self.points) == 1 else dict(self.points)
+
+    def __str__(self) -> str:
+        if len(self.points) == 1:
+            return f"{self.points[0][1]:g}"
+        if len(self.points) == 2 and self.points[1][0] == self.points[0][0] + 1:
+            (last, before), (_, after) = self.points
+            return f"{before:g} to step {last}, then {after:g}"
+        return ", ".join(f"{value:g} at step {step}" for step, value in self.points)
+
+
+def schedule(text: str) -> Schedule:
+    """Argparse type of a number over the steps: ``'0.5'``, or ``'{0: 0, 1000: 0.5}'``.
+
+    The mapping goes from optimiser steps to values; see `Schedule`.
+    """
+    value = yaml.safe_load(text)
+    points = value if isinstance(value, dict) else {0: value}
+    wanted = "expected a number of at least 0, or a mapping from steps to such numbers"
+    try:
+        pairs = tuple(sorted((int(step), float(number)) for step, number in points.items()))
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{wanted}, got {text!r}") from None
+    if not pairs or any(
+        step < 0 or step != given or not 0 <= number < math.inf
+        for (step, number), given in zip(pairs, sorted(points), strict=True)
+    ):
+        raise argparse.ArgumentTypeError(f"{wanted}, got {text!r}")
+    return Schedule(pairs)
+
+
+def setting_adder(group: argparse._ActionsContainer) -> Callable[..., None]:
+    """Return ``add(name, *other_names, **arguments)``, which adds a setting to `group`.
+
+    Names are given with underscores and are flags with dashes too.
+    """
+
+    def add(*names: str, **arguments: Any) -> None:
+        flags = [flag for name in names for flag in (name, name.replace("_", "-"))]
+        group.add_argument(*dict.fromkeys(f"--{flag}" for flag in flags), **arguments)
+
+    return add
+
+
+def check_at_least(args: argparse.Namespace, least: dict[str, float]) -> None:
+    """Raise ValueError unless each setting named is None, or finite and at least its bound."""
+    for name, lowest in least.items():
+        value = getattr(args, name)
+        if value is not None and not lowest <= value < math.inf:
+            raise ValueError(f"The setting {name} must be at least {lowest}, got {value}.")
+
+
+def plain_settings(args: argparse.Namespace, *left_out: str) -> dict[str, Any]:
+    """Return the settings as values that YAML holds, without those `left_out`."""
+    return {
+        name: value.plain() if isinstance(value, Schedule) else value
+        for name, value in vars(args).items()
+        if name not in left_out
+    }
 
 
 def mapping(text: str) -> dict[str, Any]:
@@ -73,8 +163,10 @@ def read_settings(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]
 
 
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Write settings as YAML that `read_settings` takes back."""
-    path.write_text(yaml.safe_dump(settings, sort_keys=True), encoding="utf-8")
+    """Write settings (see `plain_settings`) as YAML that `read_settings` takes back."""
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    unfinished.write_text(yaml.safe_dump(settings, sort_keys=True), encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def _flattened(
@@ -114,7 +206,7 @@ def _converted(action: argparse.Action, value: Any, path: Path) -> Any:
     try:
         if isinstance(action, argparse.BooleanOptionalAction):
             fits = isinstance(value, bool)
-        elif kind in (mapping, names):
+        elif kind in (mapping, names, schedule):
             # written back as text, so that files and flags pass the same check
             value, fits = kind(yaml.safe_dump(value, default_flow_style=True)), True
         else:

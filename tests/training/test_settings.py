@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from training.settings import mapping, names, parse_settings, write_settings
+from training.settings import (
+    mapping,
+    names,
+    parse_settings,
+    plain_settings,
+    read_settings,
+    schedule,
+    setting_adder,
+    write_settings,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,3 +98,52 @@ def test_written_settings_are_read_back(tmp_path: Path) -> None:
     write_settings(tmp_path / "written.yaml", settings)
     again = parse_settings(parser(), ["--config", str(tmp_path / "written.yaml")])
     assert {**vars(again), "config": None} == {**vars(args), "config": None}
+
+
+# -- Schedules, and the spelling of flags --------------------------------------------------------
+
+
+def test_a_schedule_is_linear_between_its_points_and_constant_outside() -> None:
+    weight = schedule("{10: 0.0, 20: 1.0, 21: 0.25}")
+    values = {0: 0.0, 10: 0.0, 13: 0.3, 20: 1.0, 21: 0.25, 1000: 0.25}
+    assert {step: weight.at(step) for step in values} == pytest.approx(values)
+    assert schedule("0.5").at(0) == schedule("0.5").at(10**6) == 0.5
+
+
+def test_a_schedule_is_zero_only_if_it_always_is() -> None:
+    assert schedule("0").is_zero and schedule("{0: 0, 5: 0.0}").is_zero
+    assert not schedule("{0: 0, 30000: 0.5}").is_zero
+
+
+@pytest.mark.parametrize("text", ["0.5", "{30000: 0.0, 30001: 0.5}", "{0: 1.0, 5: 2.0, 9: 0.0}"])
+def test_schedules_come_back_from_a_file(tmp_path: Path, text: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--weight", type=schedule)
+    args = parser.parse_args(["--weight", text])
+    write_settings(tmp_path / "settings.yaml", plain_settings(args))
+    assert read_settings(tmp_path / "settings.yaml", parser)["weight"] == args.weight
+
+
+def test_schedules_in_words() -> None:
+    assert str(schedule("1.0")) == "1"
+    assert str(schedule("{30000: 0, 30001: 0.5}")) == "0 to step 30000, then 0.5"
+    assert str(schedule("{0: 1, 100: 0.5}")) == "1 at step 0, 0.5 at step 100"
+
+
+@pytest.mark.parametrize(
+    "text", ["-1", "nan", "{a: 1}", "{0.5: 1}", "{-2: 1}", "[1, 2]", "{}", "x"]
+)
+def test_no_schedule(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="a mapping from steps"):
+        schedule(text)
+
+
+def test_flags_are_spelled_with_underscores_or_dashes() -> None:
+    parser = argparse.ArgumentParser()
+    add = setting_adder(parser)
+    add("resume_from_checkpoint", "resume")
+    add("push_to_hub", action=argparse.BooleanOptionalAction, default=False)
+    for flag in ("--resume_from_checkpoint", "--resume-from-checkpoint", "--resume"):
+        assert parser.parse_args([flag, "latest"]).resume_from_checkpoint == "latest"
+    assert parser.parse_args(["--push-to-hub"]).push_to_hub
+    assert not parser.parse_args(["--no-push-to-hub"]).push_to_hub
