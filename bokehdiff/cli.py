@@ -193,6 +193,14 @@ def render(
             show_default=False,
         ),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Adapters trained for that --model: folder or hub id.",
+            show_default=False,
+        ),
+    ] = None,
     blades: Annotated[
         int | None,
         typer.Option(
@@ -320,13 +328,15 @@ def render(
             method = _suited_method(photos, model, lens, highlights)
         if model is not None and method is not Method.model:
             raise Mistake(f"--model goes with --method model, not with --method {method.value}.")
+        if weights is not None and model is None:
+            raise Mistake("--weights goes with --model, the model that they were trained for.")
         aperture = _aperture(method, lens)
         boost = _boost(method, highlights, highlight_threshold, highlight_gain)
         linear = [_is_linear(photo, method, highlights) for photo in photos]
         pairs = _pair(photos, disparity)
         targets = _plan_outputs(photos, linear, output, force)
         failures = _render_all(
-            pairs, linear, targets, _renderer(method, model, device, aperture, boost),
+            pairs, linear, targets, _renderer(method, model, weights, device, aperture, boost),
             df, focus_point, strength, normalise=normalise, invalid=invalid, force=force,
         )  # fmt: skip
         if failures:
@@ -529,6 +539,7 @@ Renderer = Callable[["torch.Tensor", "torch.Tensor", float, float, bool], "torch
 def _renderer(
     method: Method,
     model: str | None,
+    weights: str | None,
     device: str | None,
     aperture: Aperture | None,
     boost: HighlightBoost | None,
@@ -573,7 +584,10 @@ def _renderer(
 
     if os.path.isdir(folder):  # a download has something to show, a folder loads at once
         logging.disable_progress_bar()
-    pipe = BokehDiffPipeline.from_pretrained(folder).to(device)
+    pipe = BokehDiffPipeline.from_pretrained(folder)
+    if weights is not None:
+        pipe.load_bokeh_weights(weights)
+    pipe.to(device)
 
     def diffuse(
         image: torch.Tensor, disparity: torch.Tensor, df: float, K: float, linear: bool

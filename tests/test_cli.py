@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import bokehdiff
 from bokehdiff.cli import app
+from tests.training.runs import save_tiny_sdxl, train
 
 
 def run(*arguments: object):
@@ -404,6 +405,21 @@ def test_model_with_no_strength_returns_the_photograph(scene):
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert np.abs(read(scene / "out.png") - read(scene / "photo.png")).max() <= 1
+
+
+def test_weights_that_were_trained(scene, tmp_path):
+    base = save_tiny_sdxl(tmp_path / "base")
+    model = ["--pretrained", base, "--mode", "lora", "--vae_mode", "full"]
+    train(tmp_path / "trained", model=model, learning_rate=0.05, warmup_steps=0)
+    result = run(
+        "render", scene / "photo.png", "--disparity", scene / "photo.npy", "--df", 0.8, "--K", 6,
+        "--model", base, "--weights", tmp_path / "trained", "-o", scene / "out.png",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    pipe = bokehdiff.BokehDiffPipeline.from_pretrained(base)
+    pipe.load_bokeh_weights(tmp_path / "trained")
+    wanted = pipe(scene / "photo.png", scene / "photo.npy", 0.8, K=6.0).images[0]
+    assert np.abs(read(scene / "out.png") - np.asarray(wanted, float)).max() <= 1
 
 
 def test_options_of_the_lens_choose_the_layered_renderer(scene):

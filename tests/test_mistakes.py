@@ -556,6 +556,12 @@ COMMAND_LINE_MISTAKES = [
     ("unknown device", {}, ("--device", "gpu"), r"--device gpu cannot be used .*--device cpu"),
     ("model with scatter", {}, ("--model", "x"), r"--model goes with --method model"),
     (
+        "weights of no model",
+        dict(model=True),
+        ("--method", "model", "--weights", "x"),
+        r"--weights goes with --model",
+    ),
+    (
         "aperture with the model",
         dict(model=True),
         ("--method", "model", "--cat-eye", "0.4"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,11 @@ def check_bokehdiff_settings(args: argparse.Namespace) -> None:
         raise ValueError(
             "A pipeline saved whole (mode full) cannot hold adapters of its VAE. Use vae_mode full "
             "or none, or mode lora."
+        )
+    if args.mode == "full" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ValueError(
+            "Under FSDP adapters are trained (mode lora): a UNet in pieces cannot be saved whole. "
+            "Use DDP or DeepSpeed for mode full."
         )
     if args.export is not None and (args.mode != "lora" or args.vae_mode == "lora"):
         raise ValueError(

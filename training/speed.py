@@ -36,6 +36,7 @@ from training.model_card import hardware, versions
 from training.samples import seeded_generator
 
 PAPER_CONFIG = Path(__file__).parent / "configs" / "paper.yaml"
+PAPER_CROP = 512
 UNTIMED_STEPS = 2
 
 SDXL_UNET: dict[str, Any] = {
@@ -184,7 +185,7 @@ def measure(
         else resident_bytes(peak=True)
     )
     per_step = seconds[0] / steps
-    return {
+    measured: dict[str, str | float] = {
         "hardware": hardware(training.accelerator.num_processes, device),
         "versions": versions("torch", "diffusers", "peft"),
         "parameters": sum(value.numel() for value in pipe.unet.parameters()),
@@ -197,8 +198,10 @@ def measure(
         "seconds_per_step": per_step,
         "steps_per_second": 1 / per_step,
         "peak_gigabytes": peak / 1e9,
-        "hours_for_the_papers_120000_steps": 120_000 * per_step / 3600,
     }
+    if size == PAPER_CROP and channel_share == 1:
+        measured[f"hours_for_{args.max_train_steps}_steps"] = args.max_train_steps * per_step / 3600
+    return measured
 
 
 @contextlib.contextmanager
@@ -219,7 +222,7 @@ def main(input_args: Sequence[str] | None = None) -> None:
         description="Measure training at the size of SDXL, with random weights. Further flags are "
         "those of training/finetune.py.",
     )
-    parser.add_argument("--size", type=int, default=512, help="pixels a side of the crops")
+    parser.add_argument("--size", type=int, default=PAPER_CROP, help="pixels a side of the crops")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument(
         "--channel_share", type=float, default=1.0, help="share of SDXL's channels, for a rehearsal"

@@ -425,7 +425,8 @@ def supports(geometry: PisaGeometry, q: Tensor, v: Tensor) -> str | None:
         if isinstance(_output_kernel, triton.JITFunction):
             return f"the kernels need tensors on a CUDA device, but q is on {q.device}."
         return None  # Triton's interpreter runs the kernels, without the limits of a GPU.
-    device = torch.cuda.get_device_properties(q.device)
+    # Some versions of torch leave out attributes of it in their types.
+    device: Any = torch.cuda.get_device_properties(q.device)
     if device.major < 8:
         return (
             f"the kernels need a GPU of compute capability 8.0 or newer, and {device.name} has "

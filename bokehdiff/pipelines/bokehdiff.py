@@ -773,8 +773,8 @@ class BokehDiffPipeline(StableDiffusionXLPipeline):
                 return_dict=False,
             )[0]
         finally:
-            # Checkpointed layers run again during the backward pass and need the scene then.
-            if not (torch.is_grad_enabled() and self.unet.is_gradient_checkpointing):
+            # Checkpointed and compiled layers look at the scene again during the backward pass.
+            if not torch.is_grad_enabled():
                 context.clear()
                 context.generator = None
         of_latents, of_noise = self.closed_form_step()

@@ -208,7 +208,7 @@ def test_display_encoding_round_trip_of_the_test_helpers():
 
 
 def test_a_picture_does_not_depend_on_its_companions(untrained):
-    """What lies behind an edge is a mean of surfaces, and may lie where none of the picture does."""
+    """What lies behind an edge is a mean of surfaces, at a depth that nothing visible may have."""
     photos = torch.cat([textured(seed=seed) for seed in range(4)])
     generator = torch.Generator().manual_seed(1)
     # Patches of 8 pixels at three to sixteen depths each.

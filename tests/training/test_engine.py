@@ -370,19 +370,24 @@ def test_two_processes_train_adapters_against_every_judge_as_one(
 ) -> None:
     model = ["--pretrained", tiny_sdxl, "--mode", "lora", "--vae_mode", "full"]
     settings = dict(
-        max_train_steps=20, loss_perceptual_weight=5, loss_adversarial_weight=0.5, **judges
+        max_train_steps=5,
+        learning_rate=1e-4,
+        loss_perceptual_weight=5,
+        loss_adversarial_weight=0.5,
+        **judges,
     )
     train(tmp_path / "one", model=model, **settings, batch_size=4)
     flags = arguments(tmp_path / "two", model, **settings, batch_size=2)
     result = launch(flags, processes=2)
     assert result.returncode == 0, result.stderr
     one, two = (logged(tmp_path / name, "train") for name in ("one", "two"))
-    # The normalisations of the codec turn a rounding of 1e-7 into one of 1e-5 of the gradient.
+    # A term that was added up instead of averaged would be off by a factor of two. Networks that
+    # judge turn a rounding of 1e-7 into one of 1e-4 of the gradient, which grows step by step.
     for first, second in zip(one, two, strict=True):
-        assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
+        assert second["loss"] == pytest.approx(first["loss"], rel=5e-5)
     for part in ("unet", "vae", "discriminator"):
         name = f"gradient_norm_{part}"
-        assert two[0][name] == pytest.approx(one[0][name], rel=1e-4)
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-3)
 
 
 # -- Optimiser -----------------------------------------------------------------------------------

@@ -10,15 +10,16 @@ import torch
 from training import speed
 
 
+@pytest.mark.slow
 def test_a_rehearsal_on_a_processor(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--batch_size", "1", "--mixed_precision", "bf16", "--gradient_checkpointing"]
+    flags = ["--batch_size", "1", "--mixed_precision", "no", "--gradient_checkpointing"]
     speed.main(["--size", "64", "--steps", "1", "--channel_share", "0.1", *flags])
     measured = json.loads(capsys.readouterr().out)
     assert measured["crop"] == 64 and measured["batch_size"] == 1
-    assert measured["mixed_precision"] == "bf16" and measured["gradient_checkpointing"] == "True"
+    assert measured["mixed_precision"] == "no" and measured["gradient_checkpointing"] == "True"
     assert measured["seconds_per_step"] > 0 and measured["peak_gigabytes"] > 0.1
-    hours = 120_000 * measured["seconds_per_step"] / 3600
-    assert measured["hours_for_the_papers_120000_steps"] == pytest.approx(hours)
+    # Nobody should take a rehearsal for the time that the real run needs.
+    assert not [name for name in measured if name.startswith("hours")]
 
 
 def test_the_networks_have_the_size_of_sdxl() -> None:
