@@ -262,6 +262,28 @@ class StopRequest:
         self.signal_name = signal.Signals(number).name
 
 
+def run_script(
+    name: str,
+    parse_args: Callable[[], argparse.Namespace],
+    make_task: Callable[[argparse.Namespace], TrainingTask],
+) -> None:
+    """Do what the command line says; settings that cannot work end the script with a sentence.
+
+    Args:
+        name: of the script, to begin the sentence with.
+        parse_args: reads the command line.
+        make_task: see `run`.
+    """
+    try:
+        args = parse_args()
+        checkpoint = checkpoint_to_resume(args)
+        training = Training(args, make_task)
+        training.begin(checkpoint)
+    except (ValueError, ImportError) as error:
+        sys.exit(f"{name}: {error}")
+    training.carry_out(checkpoint)
+
+
 def run(args: argparse.Namespace, make_task: Callable[[argparse.Namespace], TrainingTask]) -> None:
     """Train as `args` say, and leave the results in ``args.output_dir``.
 
@@ -273,48 +295,13 @@ def run(args: argparse.Namespace, make_task: Callable[[argparse.Namespace], Trai
     Raises:
         ValueError: the output folder is in use, there is no such checkpoint or data, or the
             settings do not fit the model.
+        ImportError: a package is missing.
         RuntimeError: the loss is no longer a finite number.
     """
     checkpoint = checkpoint_to_resume(args)
     training = Training(args, make_task)
-    main_process = training.accelerator.is_main_process
-    if args.push_to_hub and main_process:
-        # Missing rights are found before the work, not after it.
-        training.hub_repository = publishing.create_hub_repository(
-            args.hub_model_id, training.output_dir, args.hub_token, args.hub_private
-        )
-    if checkpoint is not None:
-        training.resume(checkpoint)
-    training.accelerator.wait_for_everyone()
-    changes = begin_output(args, checkpoint, training.step) if main_process else {}
-    training.accelerator.wait_for_everyone()
-    training.start_trackers()
-
-    with StopRequest() as stop_request:
-        if checkpoint is None:
-            training.log_validation()
-        else:
-            training.log("resume", checkpoint=str(checkpoint), changed_settings=changes)
-        finished = training.run(stop_request)
-    if finished:
-        validation = training.log_validation()
-        training.save_result(validation)
-        training.accelerator.print(
-            f"Saved {args.output_dir} after {training.step} steps and "
-            f"{training.seconds / 3600:.2f} hours."
-        )
-        if training.hub_repository is not None:
-            url = publishing.upload_result(
-                training.hub_repository, training.output_dir, args.hub_token, training.step
-            )
-            training.accelerator.print(f"Uploaded to {url}.")
-    else:
-        training.accelerator.print(
-            f"Stopped by {stop_request.signal_name} after step {training.step}. To go on, run the "
-            "same command with --resume latest."
-        )
-    training.accelerator.wait_for_everyone()
-    training.accelerator.end_training()
+    training.begin(checkpoint)
+    training.carry_out(checkpoint)
 
 
 class Training:
@@ -382,6 +369,56 @@ class Training:
         )
         self.accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
         self.data = self.task.training_samples()
+
+    def begin(self, checkpoint: Path | None) -> None:
+        """Make the repository and the output folder ready, or go on from `checkpoint`.
+
+        Nothing of an earlier run is touched before all that may be refused has been.
+        """
+        args, main_process = self.args, self.accelerator.is_main_process
+        if args.push_to_hub and main_process:
+            # Missing rights are found before the work, not after it.
+            self.hub_repository = publishing.create_hub_repository(
+                args.hub_model_id, self.output_dir, args.hub_token, args.hub_private
+            )
+        if checkpoint is not None:
+            self.resume(checkpoint)
+        self.accelerator.wait_for_everyone()
+        changes = begin_output(args, checkpoint, self.step) if main_process else {}
+        self.accelerator.wait_for_everyone()
+        self.start_trackers()
+        if checkpoint is not None:
+            self.log("resume", checkpoint=str(checkpoint), changed_settings=changes)
+
+    def carry_out(self, checkpoint: Path | None) -> None:
+        """Validate, train, and save and upload the result; or stop when asked to.
+
+        Args:
+            checkpoint: what `begin` was given. A run that goes on was validated at its start.
+        """
+        args, accelerator = self.args, self.accelerator
+        with StopRequest() as stop_request:
+            if checkpoint is None:
+                self.log_validation()
+            finished = self.run(stop_request)
+        if finished:
+            self.save_result(self.log_validation())
+            accelerator.print(
+                f"Saved {args.output_dir} after {self.step} steps and "
+                f"{self.seconds / 3600:.2f} hours."
+            )
+            if self.hub_repository is not None:
+                url = publishing.upload_result(
+                    self.hub_repository, self.output_dir, args.hub_token, self.step
+                )
+                accelerator.print(f"Uploaded to {url}.")
+        else:
+            accelerator.print(
+                f"Stopped by {stop_request.signal_name} after step {self.step}. To go on, run the "
+                "same command with --resume latest."
+            )
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
 
     @property
     def seconds(self) -> float:

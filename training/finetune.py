@@ -23,7 +23,6 @@ validation, pictures in ``validation/``, and a model card with measured numbers.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from training.bokehdiff_task import (
@@ -37,6 +36,7 @@ from training.engine import (
     check_engine_settings,
     command_line,
     run,
+    run_script,
 )
 from training.settings import parse_settings
 
@@ -77,8 +77,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        settings = parse_args()
-    except ValueError as error:
-        sys.exit(f"finetune.py: {error}")
-    main(settings)
+    run_script("finetune.py", parse_args, BokehDiffTask)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,22 +92,34 @@ def launch(
     flags: list[str],
     processes: int = 1,
     environment: dict[str, str] | None = None,
+    script: str = "training/finetune.py",
+    launcher: Sequence[str] | None = None,
     timeout: float = 240,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the training script under ``accelerate launch`` on CPUs, with one thread a process."""
-    # `--cpu` would start one process whatever the number.
-    several = ["--multi_gpu"] if processes > 1 else ["--cpu"]
+    """Run the training script under ``accelerate launch`` on CPUs, with one thread a process.
+
+    Args:
+        flags: of the script.
+        processes: their number, unless `launcher` says it.
+        environment: variables beside those there are.
+        script: what is launched.
+        launcher: options of the launcher, instead of those for `processes`.
+        timeout: seconds.
+    """
+    if launcher is None:
+        # `--cpu` would start one process whatever the number.
+        several = ["--multi_gpu"] if processes > 1 else ["--cpu"]
+        launcher = [*several, "--num_processes", str(processes), "--num_machines", "1"]
+        launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     return subprocess.run(
         [
-            *(sys.executable, "-m", "accelerate.commands.launch", *several),
-            *("--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"),
-            *("--dynamo_backend", "no", "--main_process_port", "0"),
-            *("training/finetune.py", *flags),
+            *(sys.executable, "-m", "accelerate.commands.launch", *launcher),
+            *("--main_process_port", "0", script, *flags),
         ],
         cwd=REPOSITORY,
         env={
             **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
             "ACCELERATE_USE_CPU": "true",
             "CUDA_VISIBLE_DEVICES": "",
