@@ -36,6 +36,7 @@ from training.model_card import hardware, versions
 from training.samples import seeded_generator
 
 PAPER_CONFIG = Path(__file__).parent / "configs" / "paper.yaml"
+CONVNEXT_BASE = ConvNextConfig(hidden_sizes=[128, 256, 512, 1024], depths=[3, 3, 27, 3])
 PAPER_CROP = 512
 UNTIMED_STEPS = 2
 
@@ -118,20 +119,24 @@ def random_pipeline(channel_share: float = 1.0) -> BokehDiffPipeline:
     )
 
 
-def write_random_judges(folder: Path) -> dict[str, str]:
-    """Write VGG-16 and ConvNeXt-Base with random weights; return the settings that name them."""
-    vgg = {}
+def random_vgg16() -> dict[str, Tensor]:
+    """Return random weights for the convolutions of VGG-16, named as torchvision names them."""
+    weights = {}
     channels, index = 3, 0
     for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
         for _ in range(depth):
             weight = torch.randn(width, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
-            vgg[f"features.{index}.weight"] = weight
-            vgg[f"features.{index}.bias"] = torch.zeros(width)
+            weights[f"features.{index}.weight"] = weight
+            weights[f"features.{index}.bias"] = torch.zeros(width)
             channels, index = width, index + 2
         index += 1
-    save_file(vgg, folder / "vgg16.safetensors")
-    base = ConvNextConfig(hidden_sizes=[128, 256, 512, 1024], depths=[3, 3, 27, 3])
-    ConvNextModel(base).save_pretrained(folder / "convnext")
+    return weights
+
+
+def write_random_judges(folder: Path, backbone: ConvNextConfig) -> dict[str, str]:
+    """Write VGG-16 and a ConvNeXt with random weights; return the settings that name them."""
+    save_file(random_vgg16(), folder / "vgg16.safetensors")
+    ConvNextModel(backbone).save_pretrained(folder / "convnext")
     return {
         "loss_perceptual_weights": str(folder / "vgg16.safetensors"),
         "loss_adversarial_backbone": str(folder / "convnext"),
@@ -150,7 +155,7 @@ def measure(
         flags: settings of ``finetune.py`` that depart from ``configs/paper.yaml``.
     """
     with tempfile.TemporaryDirectory() as folder:
-        judges = write_random_judges(Path(folder))
+        judges = write_random_judges(Path(folder), CONVNEXT_BASE)
         settings = {
             "config": str(PAPER_CONFIG),
             "output_dir": folder,

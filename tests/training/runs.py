@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
-from safetensors.torch import load_file, save_file
-from transformers import ConvNextConfig, ConvNextModel
+from safetensors.torch import load_file
+from transformers import ConvNextConfig
 
 from bokehdiff import BokehDiffPipeline
 from bokehdiff.models import StoredPrompt
 from tests.tiny_models import PROMPT_CHANNELS, tiny_unet, tiny_vae
 from training import finetune
+from training.speed import write_random_judges
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NETWORK_FROM_NOTHING = "{block_out_channels: [8, 8], layers_per_block: 1}"
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
-VGG_LAYERS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
 def save_tiny_sdxl(folder: Path) -> str:
@@ -42,27 +42,10 @@ def save_tiny_sdxl(folder: Path) -> str:
 
 def save_random_judges(folder: Path) -> dict[str, str]:
     """Save a VGG-16 and a tiny ConvNeXt with seeded random weights; return settings naming them."""
-    generator = torch.Generator().manual_seed(0)
-    vgg, channels, index = {}, 3, 0
-    for width, depth in VGG_LAYERS:
-        for _ in range(depth):
-            scale = (2 / (9 * channels)) ** 0.5
-            weight = torch.randn(width, channels, 3, 3, generator=generator) * scale
-            vgg[f"features.{index}.weight"], vgg[f"features.{index}.bias"] = (
-                weight,
-                weight.new_zeros(width),
-            )
-            channels, index = width, index + 2
-        index += 1
-    save_file(vgg, folder / "vgg16.safetensors")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        backbone = ConvNextModel(ConvNextConfig(hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1]))
-    backbone.save_pretrained(folder / "convnext")
-    return {
-        "loss_perceptual_weights": str(folder / "vgg16.safetensors"),
-        "loss_adversarial_backbone": str(folder / "convnext"),
-    }
+        tiny = ConvNextConfig(hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1])
+        return write_random_judges(folder, tiny)
 
 
 def arguments(output_dir: Path, model: list[str] | None = None, **settings: Any) -> list[str]:

