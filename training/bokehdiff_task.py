@@ -40,7 +40,6 @@ from bokehdiff.models import (
 )
 from bokehdiff.pipelines import BokehDiffPipeline
 from training.bokehdiff_card import bokehdiff_card_text
-from training.engine import TrainingTask, trained_parameters
 from training.model_card import CardText
 from training.samples import AugmentedCrops, seeded_generator
 from training.settings import (
@@ -50,6 +49,7 @@ from training.settings import (
     schedule,
     setting_adder,
 )
+from training.task import TrainingTask, trained_parameters
 from training.validation import Validation, validate, without_border
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"

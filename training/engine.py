@@ -1,25 +1,21 @@
 """The loop every model here is trained with: exact resume, several processes, logs, validation.
 
-A model brings a :class:`TrainingTask`, which knows its networks, its losses and its files;
-:func:`run` does the rest. Samples, augmentation, learning rate and everything else that changes
-over a run are functions of the seed and the optimiser step. A run that is killed at any moment and
-goes on with ``--resume latest`` therefore ends with the bits of an unbroken run.
+A model brings a :class:`training.task.TrainingTask`, which knows its networks, its losses and its
+files; :func:`run` does the rest. Samples, augmentation, learning rate and everything else that
+changes over a run are functions of the seed and the optimiser step. A run that is killed at any
+moment and goes on with ``--resume latest`` therefore ends with the bits of an unbroken run.
 """
 
 from __future__ import annotations
 
-import abc
 import argparse
 import contextlib
 import json
 import math
-import os
-import shlex
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,7 +23,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedType,
@@ -37,208 +32,34 @@ from accelerate.utils import (
 )
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from training import checkpoints, publishing
 from training.checkpoints import STATE_FOLDER
-from training.model_card import CardText, RunReport, model_card
+from training.model_card import RunReport, model_card
 from training.optimization import (
-    OPTIMIZERS,
     clip_gradients,
     learning_rate_factor,
     make_optimizer,
     parameter_groups,
 )
-from training.samples import ConsecutiveBatches, sample_loader
-from training.settings import (
-    check_at_least,
-    mapping,
-    names,
-    plain_settings,
-    setting_adder,
-    write_settings,
+from training.output_folder import (
+    LOG_FILE,
+    PICTURE_FOLDER,
+    TRACKER_FOLDER,
+    begin_output,
+    checkpoint_to_resume,
+    picture_name,
+    read_log,
 )
+from training.run_settings import ABOUT_THIS_CALL, wanted_trackers
+from training.samples import ConsecutiveBatches, sample_loader
+from training.settings import plain_settings
+from training.task import TrainingTask, trained_parameters
 from training.validation import Validation
 
-TRACKERS = ("tensorboard", "wandb")
 AVERAGE_FILE = "ema.safetensors"
-LOG_FILE = "log.jsonl"
-SETTINGS_FILE = "training_config.yaml"
-TRACKER_FOLDER = "logs"
-PICTURE_FOLDER = "validation"
-
-_ABOUT_THIS_CALL = (
-    "config",
-    "command",
-    "resume_from_checkpoint",
-    "overwrite_output_dir",
-    "hub_token",
-)
-
-
-class TrainingTask(nn.Module, abc.ABC):
-    """What is trained. A module, so that one call of it is one forward pass in every process.
-
-    Its children are the networks, and those of their parameters that require gradients are trained.
-    Learning rates, clipping and logs tell networks apart by the child's name.
-    """
-
-    @abc.abstractmethod
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """Return ``loss``, a scalar that is a mean over the batch, and its parts for the log.
-
-        Args:
-            batch: samples of :meth:`training_samples`, stacked, on the device of the task.
-            step: optimiser steps done.
-        """
-
-    @abc.abstractmethod
-    def training_samples(self) -> Dataset[dict[str, Tensor]]:
-        """Return samples by number, endless, each a function of the seed and its number alone."""
-
-    @abc.abstractmethod
-    def begin_step(self, step: int) -> None:
-        """Set what changes over the run to the values of optimiser step `step`."""
-
-    @abc.abstractmethod
-    def as_saved(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the networks are as inference has them."""
-
-    @abc.abstractmethod
-    def validate(self) -> Validation | None:
-        """Return scores on held-out samples, if there are any. No gradients are recorded."""
-
-    @abc.abstractmethod
-    def validation_summary(self, scores: Mapping[str, Any]) -> str:
-        """Return one line about `scores` for people who watch."""
-
-    @abc.abstractmethod
-    def save_weights(self, folder: Path, trained: Mapping[str, Tensor]) -> None:
-        """Save what inference loads from a checkpoint.
-
-        Args:
-            folder: it exists.
-            trained: all trained parameters by name; those of the networks may be spread over
-                several processes.
-        """
-
-    @abc.abstractmethod
-    def load_weights(self, folder: Path) -> None:
-        """Load what `save_weights` saved, strictly."""
-
-    def save_training_state(self, folder: Path) -> None:  # noqa: B027 - most have none
-        """Save what training needs to go on and inference does not: networks that judge, say."""
-
-    def load_training_state(self, folder: Path) -> None:  # noqa: B027
-        """Load what `save_training_state` saved."""
-
-    @abc.abstractmethod
-    def save_result(self, folder: Path, trained: Mapping[str, Tensor]) -> None:
-        """Save the result of the run, under `as_saved`; arguments as of `save_weights`."""
-
-    @abc.abstractmethod
-    def card_text(self, scores: Mapping[str, Any], log: list[dict[str, Any]]) -> CardText:
-        """Return what the model card says about this model."""
-
-
-# -- Settings ------------------------------------------------------------------------------------
-
-
-def add_output_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the settings that say where a run writes and what it goes on from."""
-    add, flag = setting_adder(parser), argparse.BooleanOptionalAction
-    add("config", help="YAML file of settings, named as the flags are; flags win over the file")
-    add("output_dir", help="folder for weights, checkpoints, log and model card")
-    add("overwrite_output_dir", action=flag, default=False, help="start anew in a used folder")
-    add(
-        "resume_from_checkpoint",
-        "resume",
-        help="a checkpoint, or 'latest', which starts anew where there is none",
-    )
-
-
-def add_engine_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the settings every model is trained with."""
-    flag = argparse.BooleanOptionalAction
-    add = setting_adder(
-        parser.add_argument_group("optimiser: AdamW, warm-up, half a cosine to zero")
-    )
-    add("max_train_steps", type=int, default=10_000, help="optimiser steps of the whole run")
-    add("max_train_minutes", type=float, help="end earlier, after this time over all pieces")
-    add("batch_size", type=int, default=1, help="samples per process and forward pass")
-    add("gradient_accumulation_steps", type=int, default=1, help="forward passes per step")
-    add("learning_rate", type=float, default=1e-4, help="the highest")
-    add("lr_scale", type=mapping, default={}, help="factors by name fragment: '{to_q: 0.1}'")
-    add("warmup_steps", type=int, default=500, help="steps of linear rise")
-    add("optimizer", choices=OPTIMIZERS, default="adamw", help="with moments in 32 or 8 bits")
-    add("adam_beta1", type=float, default=0.9, help="memory of the gradient")
-    add("adam_beta2", type=float, default=0.95, help="memory of its square")
-    add("adam_epsilon", type=float, default=1e-7, help="floor of the divisor")
-    add("weight_decay", type=float, default=0.01, help="pull of the weights to zero")
-    add("max_gradient_norm", type=float, default=1.0, help="clip each network's; 0 does not")
-    add("ema_decay", type=float, default=0.0, help="save averaged weights; 0 saves the last")
-    add("gradient_checkpointing", action=flag, default=False, help="less memory, more time")
-    add("mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="of the UNet")
-    add("compile", action=flag, default=False, help="torch.compile the UNet")
-    add("seed", type=int, default=0, help="of initial weights, sample order, augmentation")
-    add("threads", type=int, help="CPU threads of the main process")
-    add("data_workers", type=int, default=0, help="processes that prepare samples")
-
-    add = setting_adder(parser.add_argument_group("checkpoints, log and validation"))
-    add("checkpoint_steps", type=int, help="save a checkpoint every so many steps")
-    add("checkpoint_minutes", type=float, default=10.0, help="and whenever this time has passed")
-    add("checkpoints_total_limit", type=int, help="delete the oldest beyond this number")
-    add("log_steps", type=int, default=10, help="steps per line of log.jsonl")
-    add("report_to", type=names, default=["tensorboard"], help="tensorboard, wandb, none or all")
-    add("validation_steps", type=int, help="steps between validations; without it, at the ends")
-
-    add = setting_adder(parser.add_argument_group("Hugging Face Hub"))
-    add("push_to_hub", action=flag, default=False, help="upload the result")
-    add("hub_model_id", help="repository, 'owner/name'; without it, the output folder's name")
-    add("hub_private", action=flag, default=False, help="make a new repository private")
-    add("hub_token", help="access token; without it, the one of `hf auth login`")
-
-
-def check_engine_settings(args: argparse.Namespace) -> None:
-    """Raise ValueError for settings that cannot work, before anything is written."""
-    if args.output_dir is None:
-        raise ValueError("There is no output folder. Set --output_dir, or output_dir in the file.")
-    check_at_least(
-        args,
-        {
-            **dict.fromkeys(("max_train_steps", "batch_size", "gradient_accumulation_steps"), 1),
-            **dict.fromkeys(("threads", "checkpoint_steps", "checkpoints_total_limit"), 1),
-            **dict.fromkeys(("log_steps", "validation_steps"), 1),
-            **dict.fromkeys(("data_workers", "max_train_minutes", "learning_rate"), 0),
-            **dict.fromkeys(("warmup_steps", "weight_decay", "max_gradient_norm", "seed"), 0),
-            **dict.fromkeys(("checkpoint_minutes",), 0),
-        },
-    )
-    if not 0 <= args.ema_decay < 1:
-        raise ValueError(f"The setting ema_decay must be in [0, 1), got {args.ema_decay}.")
-    if unknown := set(args.report_to) - {*TRACKERS, "none", "all"}:
-        raise ValueError(
-            f"The setting report_to names {sorted(unknown)}; choose from {', '.join(TRACKERS)}, "
-            "all, or none."
-        )
-
-
-def command_line(script: str, input_args: Sequence[str] | None) -> str:
-    """Return what was typed to start `script`, for the model card; tokens are left out."""
-    arguments = list(sys.argv[1:] if input_args is None else input_args)
-    shown = []
-    for index, argument in enumerate(arguments):
-        flag, equals, _ = argument.replace("-", "_").partition("=")
-        if flag == "__hub_token":
-            shown += [argument.partition("=")[0] + "=..."] if equals else [argument, "..."]
-        elif not (index and arguments[index - 1].replace("-", "_") == "__hub_token"):
-            shown.append(argument)
-    return shlex.join(["accelerate", "launch", script, *shown])
-
-
-# -- The run -------------------------------------------------------------------------------------
 
 
 class StopRequest:
@@ -627,7 +448,7 @@ class Training:
 
     def start_trackers(self) -> None:
         """Open the trackers; after a resume they go on from the step of the checkpoint."""
-        settings = plain_settings(self.args, *_ABOUT_THIS_CALL)
+        settings = plain_settings(self.args, *ABOUT_THIS_CALL)
         kwargs = {
             "tensorboard": {"purge_step": self.step + 1},
             "wandb": {"config": settings, "dir": str(self.output_dir)},
@@ -737,37 +558,6 @@ class StepRecord:
         }
 
 
-def trained_parameters(task: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of `task` that require gradients, by name."""
-    return {name: value for name, value in task.named_parameters() if value.requires_grad}
-
-
-def wanted_trackers(report_to: Sequence[str]) -> list[str]:
-    """Return the names of the trackers to report to.
-
-    Raises:
-        ValueError: one that is asked for by name is not installed.
-    """
-    from accelerate.utils import is_tensorboard_available, is_wandb_available
-
-    installed = {"tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
-    if "all" in report_to:
-        return [name for name in TRACKERS if installed[name]]
-    wanted = [name for name in TRACKERS if name in report_to]
-    for name in wanted:
-        if not installed[name]:
-            raise ValueError(
-                f"report_to names {name}, which is not installed: pip install {name}, or set "
-                "report_to none."
-            )
-    return wanted
-
-
-def picture_name(step: int) -> str:
-    """Return where the pictures of a validation lie in the output folder."""
-    return f"{PICTURE_FOLDER}/step-{step:06d}.png"
-
-
 def show_picture(accelerator: Accelerator, picture: PIL.Image.Image, step: int) -> None:
     """Show a picture in the trackers."""
     for tracker in accelerator.trackers:
@@ -776,84 +566,3 @@ def show_picture(accelerator: Accelerator, picture: PIL.Image.Image, step: int) 
             tracker.log_images({PICTURE_FOLDER: array}, step, dataformats="NHWC")
         else:
             tracker.log_images({PICTURE_FOLDER: [picture]}, step)
-
-
-# -- Files ---------------------------------------------------------------------------------------
-
-
-def checkpoint_to_resume(args: argparse.Namespace) -> Path | None:
-    """Return the checkpoint to go on from, or None for a new run.
-
-    Raises:
-        ValueError: the checkpoint is none, or a new run would overwrite the files of another.
-    """
-    output_dir = Path(args.output_dir)
-    if args.resume_from_checkpoint == "latest":
-        if found := checkpoints.find_checkpoints(output_dir):
-            return found[-1]
-        if (output_dir / SETTINGS_FILE).is_file():
-            return None  # it was stopped before its first checkpoint
-    elif args.resume_from_checkpoint is not None:
-        checkpoint = Path(args.resume_from_checkpoint)
-        if not checkpoints.is_checkpoint(checkpoint):
-            raise ValueError(
-                f"{checkpoint} is no checkpoint of this script: it has no "
-                f"{STATE_FOLDER}/{checkpoints.PROGRESS_FILE}."
-            )
-        return checkpoint
-    if output_dir.is_file():
-        raise ValueError(f"The output folder {output_dir} is a file.")
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_output_dir:
-        raise ValueError(
-            f"The output folder {output_dir} is not empty. Pass --resume latest to go on with the "
-            "run in it, --overwrite_output_dir to start anew, or another folder."
-        )
-    return None
-
-
-def begin_output(
-    args: argparse.Namespace, checkpoint: Path | None, step: int
-) -> dict[str, list[Any]]:
-    """Write ``training_config.yaml`` and return the settings it changes, as {name: [old, new]}.
-
-    A new run removes checkpoints, logs and pictures of the run it replaces, and changes nothing. A
-    run that goes on takes out of the log what it will do again.
-    """
-    output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    checkpoints.tidy_up(output_dir)
-    settings = plain_settings(args, *_ABOUT_THIS_CALL)
-    path = output_dir / SETTINGS_FILE
-    changes: dict[str, list[Any]] = {}
-    if checkpoint is None:
-        for old in checkpoints.find_checkpoints(output_dir):
-            checkpoints.delete_checkpoint(old)
-        (output_dir / LOG_FILE).unlink(missing_ok=True)
-        for folder in (TRACKER_FOLDER, PICTURE_FOLDER):
-            shutil.rmtree(output_dir / folder, ignore_errors=True)
-    else:
-        kept = [entry for entry in read_log(output_dir) if entry["step"] <= step]
-        unfinished = output_dir / f"unfinished-{LOG_FILE}"
-        unfinished.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        os.replace(unfinished, output_dir / LOG_FILE)
-        if path.is_file():
-            before = yaml.safe_load(path.read_text(encoding="utf-8"))
-            for name, value in settings.items():
-                if before.get(name) != value:
-                    changes[name] = [before.get(name), value]
-                    print(
-                        f"The run goes on with another {name}: {value} instead of "
-                        f"{before.get(name)}."
-                    )
-    write_settings(path, settings)
-    return changes
-
-
-def read_log(output_dir: Path) -> list[dict[str, Any]]:
-    """Return the entries of ``log.jsonl``; a line that a killed run left half written is none."""
-    path = output_dir / LOG_FILE
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            entries.append(json.loads(line))
-    return entries

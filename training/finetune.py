@@ -30,13 +30,12 @@ from training.bokehdiff_task import (
     add_bokehdiff_settings,
     check_bokehdiff_settings,
 )
-from training.engine import (
+from training.engine import run, run_script
+from training.run_settings import (
     add_engine_settings,
     add_output_settings,
     check_engine_settings,
     command_line,
-    run,
-    run_script,
 )
 from training.settings import parse_settings
 

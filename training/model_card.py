@@ -20,7 +20,7 @@ class RunReport:
     """What a run did and reached, whatever it trained.
 
     Attributes:
-        args: its settings, of which those of `training.engine` and ``command`` are read.
+        args: its settings, of which those of `training.run_settings` and ``command`` are read.
         step: optimiser steps done.
         seconds: wall-clock time they took, with validation and checkpoints.
         processes: number of processes that trained together.

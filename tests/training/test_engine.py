@@ -32,6 +32,7 @@ from training import engine, finetune
 from training.bokehdiff_task import BokehDiffTask, open_scenes
 from training.checkpoints import find_checkpoints
 from training.optimization import learning_rate_factor, parameter_groups
+from training.run_settings import command_line
 from training.samples import AugmentedCrops
 
 OPTIMIZER_FILE = "trainer_state/optimizer.bin"
@@ -274,11 +275,23 @@ def test_settings_changed_on_resuming_are_told(
     assert resumed["changed_settings"] == {"max_train_steps": [2, 3]}
 
 
-def test_going_back_to_an_older_checkpoint_takes_later_steps_out_of_the_log(tmp_path: Path) -> None:
+def test_going_back_to_an_older_checkpoint_deletes_later_ones_if_told_so(tmp_path: Path) -> None:
     train(tmp_path, max_train_steps=4, checkpoint_steps=2)
-    train(tmp_path, "--resume", str(tmp_path / "checkpoint-2"), max_train_steps=4)
-    assert [entry["step"] for entry in logged(tmp_path, "train")] == [1, 2, 3, 4]
+    back = ("--resume", str(tmp_path / "checkpoint-2"))
+    with pytest.raises(ValueError, match="checkpoint-4 is later than .*--overwrite_output_dir"):
+        train(tmp_path, *back, max_train_steps=3)
     assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+    train(tmp_path, *back, "--overwrite_output_dir", max_train_steps=3)
+    assert [entry["step"] for entry in logged(tmp_path, "train")] == [1, 2, 3]
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_a_checkpoint_of_elsewhere_does_not_overwrite_another_run(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        train(tmp_path / name)
+    with pytest.raises(ValueError, match="is not empty"):
+        train(tmp_path / "other", "--resume", str(tmp_path / "one" / "checkpoint-2"))
+    assert (tmp_path / "other" / "README.md").is_file()
 
 
 def test_old_checkpoints_are_deleted_and_half_written_ones_ignored(tmp_path: Path) -> None:
@@ -448,6 +461,6 @@ def test_impossible_settings_are_refused(
 
 
 def test_the_command_on_the_card_keeps_tokens_to_itself() -> None:
-    shown = engine.command_line("x.py", ["--hub_token", "secret", "--seed", "3"])
+    shown = command_line("x.py", ["--hub_token", "secret", "--seed", "3"])
     assert shown == "accelerate launch x.py --hub_token ... --seed 3"
-    assert "secret" not in engine.command_line("x.py", ["--hub-token=secret"])
+    assert "secret" not in command_line("x.py", ["--hub-token=secret"])
