@@ -593,7 +593,8 @@ def _renderer(
         image: torch.Tensor, disparity: torch.Tensor, df: float, K: float, linear: bool
     ) -> torch.Tensor:
         scene = pipe.prepare(image, disparity)
-        return pipe.render(scene, df, K, output_type="pt").images
+        rendered: torch.Tensor = pipe.render(scene, df, K, output_type="pt")[0]
+        return rendered
 
     return diffuse
 
