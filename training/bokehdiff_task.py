@@ -176,6 +176,12 @@ def check_bokehdiff_settings(args: argparse.Namespace) -> None:
             **dict.fromkeys(("validation_seed", "validation_pictures"), 0),
         },
     )
+    rendering_losses = ("reconstruction", "edge", "perceptual")
+    if all(getattr(args, f"loss_{name}_weight").is_zero for name in rendering_losses):
+        raise ValueError(
+            f"Nothing tells the rendering what it should be: give one of "
+            f"{', '.join(f'loss.{name}_weight' for name in rendering_losses)} a weight."
+        )
     if not 0 < args.loss_real_label <= 1:
         raise ValueError(
             f"The setting loss_real_label must be in (0, 1], got {args.loss_real_label}."

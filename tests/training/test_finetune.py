@@ -376,6 +376,7 @@ def test_contradictions_are_refused(flags: list[str], complaint: str) -> None:
         ({"data_crop_size": 64}, "do not fit procedural scenes of 40"),
         ({"validation_seed": 0}, "validated on scenes it has trained on"),
         ({"loss_real_label": 1.5}, r"loss_real_label must be in \(0, 1\]"),
+        ({"loss_reconstruction_weight": 0, "loss_edge_weight": 0}, "Nothing tells the rendering"),
     ],
 )
 def test_impossible_settings_are_refused(
