@@ -285,9 +285,9 @@ class BokehDiffTask(TrainingTask):
         if step is None:
             return {"prediction": self.render(**batch)}
         args = self.args
-        context = self.pipe.verify_pisa()
-        if context.config.dropout:
+        if self.config_in_training.dropout:
             # Drawn anew for every batch, and again the same where gradients are checkpointed.
+            context = self.pipe.verify_pisa()
             seed = seeded_generator(args.seed, 2, int(batch["number"][0])).initial_seed()
             context.config = context.config.replace(seed=seed)
         seen = {name: batch[name] for name in ("image", "disparity", "df", "K")}

@@ -96,13 +96,10 @@ def run_script(
         make_task: see `run`.
     """
     try:
-        args = parse_args()
-        checkpoint = checkpoint_to_resume(args)
-        training = Training(args, make_task)
-        training.begin(checkpoint)
+        training = ready_to_run(parse_args(), make_task)
     except (ValueError, ImportError) as error:
         sys.exit(f"{name}: {error}")
-    training.carry_out(checkpoint)
+    training.carry_out()
 
 
 def run(args: argparse.Namespace, make_task: Callable[[argparse.Namespace], TrainingTask]) -> None:
@@ -119,10 +116,17 @@ def run(args: argparse.Namespace, make_task: Callable[[argparse.Namespace], Trai
         ImportError: a package is missing.
         RuntimeError: the loss is no longer a finite number.
     """
+    ready_to_run(args, make_task).carry_out()
+
+
+def ready_to_run(
+    args: argparse.Namespace, make_task: Callable[[argparse.Namespace], TrainingTask]
+) -> Training:
+    """Return the run that `args` describe, at its start or where it goes on; see `run`."""
     checkpoint = checkpoint_to_resume(args)
     training = Training(args, make_task)
     training.begin(checkpoint)
-    training.carry_out(checkpoint)
+    return training
 
 
 class Training:
@@ -154,11 +158,10 @@ class Training:
                 project_dir=str(self.output_dir), logging_dir=str(self.output_dir)
             ),
         )
+        kind = self.accelerator.distributed_type
+        self.deepspeed = kind == DistributedType.DEEPSPEED
         # Parameters, gradients or optimiser live in pieces, each process holding some of them.
-        self.sharded = self.accelerator.distributed_type in (
-            DistributedType.FSDP,
-            DistributedType.DEEPSPEED,
-        )
+        self.sharded = self.deepspeed or kind == DistributedType.FSDP
         if self.sharded and args.ema_decay:
             raise ValueError("Weights are not averaged under FSDP or DeepSpeed; set ema_decay 0.")
         if self.sharded and args.mixed_precision == "fp16":
@@ -175,7 +178,7 @@ class Training:
             eps=args.adam_epsilon,
             weight_decay=args.weight_decay,
         )
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if self.deepspeed:
             deepspeed = self.accelerator.state.deepspeed_plugin.deepspeed_config
             deepspeed["train_micro_batch_size_per_gpu"] = args.batch_size
         self.model, self.optimizer = self.accelerator.prepare(self.task, optimizer)
@@ -211,15 +214,11 @@ class Training:
         if checkpoint is not None:
             self.log("resume", checkpoint=str(checkpoint), changed_settings=changes)
 
-    def carry_out(self, checkpoint: Path | None) -> None:
-        """Validate, train, and save and upload the result; or stop when asked to.
-
-        Args:
-            checkpoint: what `begin` was given. A run that goes on was validated at its start.
-        """
+    def carry_out(self) -> None:
+        """Validate, train, and save and upload the result; or stop when asked to."""
         args, accelerator = self.args, self.accelerator
         with StopRequest() as stop_request:
-            if checkpoint is None:
+            if self.step == 0:  # a run that goes on was validated at its start
                 self.log_validation()
             finished = self.run(stop_request)
         if finished:
@@ -397,8 +396,7 @@ class Training:
                 shadows = zip(self.parameters, self.average.shadow_params, strict=True)
                 save_file(dict(shadows), folder / STATE_FOLDER / AVERAGE_FILE)
         self.accelerator.wait_for_everyone()
-        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        unsaved = {"exclude_frozen_parameters": True} if deepspeed else {}
+        unsaved = {"exclude_frozen_parameters": True} if self.deepspeed else {}
         self.accelerator.save_state(str(folder / STATE_FOLDER), **unsaved)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -438,8 +436,7 @@ class Training:
                 shadows[name].to(value.device) for name, value in self.parameters.items()
             ]
             self.average.optimization_step = progress["step"]
-        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        missing = {"load_module_strict": False} if deepspeed else {}
+        missing = {"load_module_strict": False} if self.deepspeed else {}
         self.accelerator.load_state(str(state), **missing)
         self.step, self._seconds_before = progress["step"], progress["seconds"]
         self._started = time.monotonic()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import yaml
 
 from training import checkpoints
 from training.run_settings import ABOUT_THIS_CALL
-from training.settings import plain_settings, write_settings
+from training.settings import plain_settings, write_in_one_step, write_settings
 
 LOG_FILE = "log.jsonl"
 SETTINGS_FILE = "training_config.yaml"
@@ -96,9 +95,8 @@ def begin_output(
             shutil.rmtree(output_dir / folder, ignore_errors=True)
     else:
         kept = [entry for entry in read_log(output_dir) if entry["step"] <= step]
-        unfinished = output_dir / f"unfinished-{LOG_FILE}"
-        unfinished.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        os.replace(unfinished, output_dir / LOG_FILE)
+        lines = "".join(json.dumps(entry) + "\n" for entry in kept)
+        write_in_one_step(output_dir / LOG_FILE, lines)
         if path.is_file():
             before = yaml.safe_load(path.read_text(encoding="utf-8"))
             for name, value in settings.items():

@@ -164,8 +164,13 @@ def read_settings(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]
 
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write settings (see `plain_settings`) as YAML that `read_settings` takes back."""
+    write_in_one_step(path, yaml.safe_dump(settings, sort_keys=True))
+
+
+def write_in_one_step(path: Path, text: str) -> None:
+    """Write a file that holds either what it held before or all of `text`, even if killed."""
     unfinished = path.with_name(f"unfinished-{path.name}")
-    unfinished.write_text(yaml.safe_dump(settings, sort_keys=True), encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
 
 
