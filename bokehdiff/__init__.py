@@ -16,8 +16,8 @@ TINY: str = str(Path(__file__).parent / "assets" / "tiny")
 
 if TYPE_CHECKING:
     from .attention import PisaConfig, PisaGeometry, pisa_attention
+    from .focus import focus_disparity_at
     from .images import (
-        focus_disparity_at,
         linear_to_srgb,
         read_disparity,
         read_image,
@@ -79,11 +79,11 @@ __all__ = [
 _HOMES = {
     "pipelines": ("BokehDiffPipeline", "BokehDiffPipelineOutput"),
     "rendering": ("render_bokeh", "Aperture", "HighlightBoost"),
+    "focus": ("focus_disparity_at",),
     "images": (
         "read_image",
         "read_linear_image",
         "read_disparity",
-        "focus_disparity_at",
         "write_image",
         "write_linear_image",
         "srgb_to_linear",

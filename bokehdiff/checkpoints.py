@@ -432,6 +432,11 @@ def download_bokeh_weights(
     return Path(folder, inside)
 
 
+def is_no_hub_id(name: str) -> bool:
+    """Whether a name can only have been meant as a path."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
 # -- Against a model -----------------------------------------------------------------------------
 
 

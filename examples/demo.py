@@ -74,7 +74,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     results = {}
     for subject, (x, y) in subjects.items():
-        df = bokehdiff.images.focus_disparity_at(scene.disparity, x, y)
+        df = bokehdiff.focus_disparity_at(scene.disparity, x, y)
         with timed(f"render, focus on the {subject} (df = {df:.2f})"):
             results[subject] = (df, pipe.render(scene, df, arguments.K).images[0])
         results[subject][1].save(arguments.output / f"focus_{subject.replace(' ', '_')}.png")

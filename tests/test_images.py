@@ -498,16 +498,6 @@ def test_whole_disparity_gives_no_warning():
         images.as_disparity_batch(torch.rand(2, 1, 3, 4), 2, 3, 4)
 
 
-def test_focus_disparity_is_the_median_of_a_window():
-    disparity = torch.zeros(1, 1, 20, 30)
-    disparity[..., 5:10, 10:20] = 0.75
-    disparity[..., 7, 15] = 0.1  # an outlier under the finger
-    assert images.focus_disparity_at(disparity, 15, 7) == 0.75
-    assert images.focus_disparity_at(disparity, 29, 19) == 0
-    disparity[..., 7, 14] = float("nan")
-    assert images.focus_disparity_at(disparity[0, 0], 15.4, 7.9) == 0.75
-
-
 # --- Padding ---
 
 

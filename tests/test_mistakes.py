@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import bokehdiff
 from bokehdiff import images, optics
 from bokehdiff.cli import app
 
@@ -449,12 +450,12 @@ OPTICS_MISTAKES = [
     ),
     Mistake(
         "focus outside the picture",
-        lambda _: images.focus_disparity_at(torch.rand(1, 1, 6, 8), 8, 2),
+        lambda _: bokehdiff.focus_disparity_at(torch.rand(1, 1, 6, 8), 8, 2),
         r"\(8, 2\) lies outside the picture of 8 x 6 pixels; wanted x \(column\) from 0 to 7",
     ),
     Mistake(
         "focus on a hole",
-        lambda _: images.focus_disparity_at(torch.full((1, 1, 6, 8), torch.nan), 3, 2),
+        lambda _: bokehdiff.focus_disparity_at(torch.full((1, 1, 6, 8), torch.nan), 3, 2),
         r"focus point \(3, 2\) is unknown; choose a point with a known disparity",
     ),
     Mistake(

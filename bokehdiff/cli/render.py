@@ -1,36 +1,24 @@
-"""The command line: one verb per system. Heavy imports wait until a command runs."""
+"""`bokehdiff render`: photographs blurred as a lens would."""
 
 from __future__ import annotations
 
-import contextlib
 import enum
-import json
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import TINY, __version__
+from .. import TINY
+from .speech import Mistake, note, plain_speech, say_error
 
 if TYPE_CHECKING:
     import torch
 
-    from .rendering import Aperture
-    from .rendering.highlights import HighlightBoost
-
-app = typer.Typer(
-    name="bokehdiff",
-    help="Lens blur for photographs.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+    from ..rendering import Aperture
+    from ..rendering.highlights import HighlightBoost
 
 RENDER_EXAMPLES = """\b
 Examples:
@@ -66,69 +54,6 @@ class Highlights(str, enum.Enum):
 CLASSICAL_METHODS = ", ".join(method.value for method in Method if method is not Method.model)
 
 
-class Mistake(ValueError):
-    """A sentence for the person at the keyboard."""
-
-
-@contextlib.contextmanager
-def _plain_speech() -> Iterator[None]:
-    """Shows mistakes as one sentence and exit code 1, and repairs as notes."""
-    from .images import InputRepairedWarning
-
-    show_others = warnings.showwarning
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if issubclass(category, InputRepairedWarning):
-            _note(str(message))
-        else:
-            show_others(message, category, filename, lineno, file, line)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", InputRepairedWarning)
-        warnings.showwarning = show
-        try:
-            yield
-        except (ValueError, OSError, ImportError) as mistake:
-            _say_error(str(mistake))
-            raise typer.Exit(1) from None
-
-
-def _note(sentence: str) -> None:
-    from tqdm import tqdm
-
-    tqdm.write(f"note: {sentence}", file=sys.stderr)
-
-
-def _say_error(sentence: str) -> None:
-    typer.echo("bokehdiff: " + " ".join(sentence.split()), err=True)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"bokehdiff {__version__}")
-        raise typer.Exit()
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command(epilog=RENDER_EXAMPLES)
 def render(
     photos: Annotated[
         list[Path],
@@ -315,7 +240,7 @@ def render(
 
     From a disparity map (which says how near each pixel is) and the plane in focus.
     """
-    with _plain_speech():
+    with plain_speech():
         focus_point = _check_focus_options(df, focus)
         _check_strength(df, strength)
         lens = {
@@ -359,7 +284,7 @@ def _check_focus_options(df: float | None, focus: str | None) -> tuple[float, fl
 
 
 def _check_strength(df: float | None, strength: float) -> None:
-    from .optics import check_focus_and_strength
+    from ..optics import check_focus_and_strength
 
     check_focus_and_strength(0.0 if df is None else df, strength, batch_size=1)
 
@@ -368,7 +293,7 @@ def _suited_method(
     photos: list[Path], model: str | None, lens: dict[str, Any], highlights: Highlights | None
 ) -> Method:
     """The model, unless something is asked for that only the classical renderers can do."""
-    from .images import LINEAR_LIGHT_SUFFIXES
+    from ..images import LINEAR_LIGHT_SUFFIXES
 
     bright = any(photo.suffix.lower() in LINEAR_LIGHT_SUFFIXES for photo in photos)
     if model is None and (lens or bright or highlights in (Highlights.boost, Highlights.hdr)):
@@ -386,7 +311,7 @@ def _aperture(method: Method, lens: dict[str, Any]) -> Aperture | None:
             f"{option} does not go with --method model, whose lens has a circular opening; wanted "
             f"--method {CLASSICAL_METHODS}."
         )
-    from .rendering import Aperture
+    from ..rendering import Aperture
 
     picture = lens.pop("aperture_picture", None)
     return Aperture(**lens) if picture is None else Aperture.from_picture(picture, **lens)
@@ -407,14 +332,14 @@ def _boost(
         if given:
             raise Mistake(f"--highlight-{next(iter(given))} goes with --highlights boost.")
         return None
-    from .rendering.highlights import HighlightBoost
+    from ..rendering.highlights import HighlightBoost
 
     return HighlightBoost(**given)
 
 
 def _is_linear(photo: Path, method: Method, highlights: Highlights | None) -> bool:
     """Whether a photograph is read, rendered and kept as linear light beyond white."""
-    from .images import LINEAR_LIGHT_SUFFIXES
+    from ..images import LINEAR_LIGHT_SUFFIXES
 
     holds_highlights = photo.suffix.lower() in LINEAR_LIGHT_SUFFIXES
     if holds_highlights and highlights is Highlights.boost:
@@ -477,7 +402,7 @@ def _find_disparity(folder: Path, photo: Path) -> Path:
 
 def _plan_outputs(photos: list[Path], linear: list[bool], output: Path, force: bool) -> list[Path]:
     """Decides every output file, and refuses before anything is rendered."""
-    from .images import (
+    from ..images import (
         FLOAT_SUFFIXES,
         LINEAR_LIGHT_SUFFIXES,
         PICTURE_FORMATS,
@@ -555,7 +480,7 @@ def _renderer(
         reason = str(error).splitlines()[0]
         raise Mistake(f"--device {device} cannot be used ({reason}); try --device cpu.") from None
     if method is not Method.model:
-        from .rendering import render_bokeh
+        from ..rendering import render_bokeh
 
         def classical(
             image: torch.Tensor, disparity: torch.Tensor, df: float, K: float, linear: bool
@@ -580,7 +505,7 @@ def _renderer(
         )
     from diffusers.utils import logging
 
-    from .pipelines import BokehDiffPipeline
+    from ..pipelines import BokehDiffPipeline
 
     if os.path.isdir(folder):  # a download has something to show, a folder loads at once
         logging.disable_progress_bar()
@@ -616,7 +541,8 @@ def _render_all(
     import torch
     from tqdm import tqdm
 
-    from .images import focus_disparity_at, read_image, read_linear_image
+    from ..focus import focus_disparity_at
+    from ..images import read_image, read_linear_image
 
     failures = 0
     bar = tqdm(total=len(pairs), unit="photo", file=sys.stderr)
@@ -636,7 +562,7 @@ def _render_all(
             except (ValueError, OSError) as mistake:
                 failures += 1
                 with bar.external_write_mode(file=sys.stderr):
-                    _say_error(f"{photo}: {mistake}")
+                    say_error(f"{photo}: {mistake}")
             else:
                 with bar.external_write_mode(file=sys.stderr):
                     typer.echo(f"{target} (df {plane:.4g}, K {strength:g})")
@@ -646,7 +572,7 @@ def _render_all(
 
 def _write(target: Path, result: torch.Tensor, linear: bool, force: bool) -> None:
     """Writes a result; linear light is kept where the file can hold it, else cut off at white."""
-    from .images import FLOAT_SUFFIXES, linear_to_srgb, write_image, write_linear_image
+    from ..images import FLOAT_SUFFIXES, linear_to_srgb, write_image, write_linear_image
 
     if linear and target.suffix.lower() in FLOAT_SUFFIXES:
         write_linear_image(target, result.clamp(min=0), overwrite=force)
@@ -659,8 +585,8 @@ def _read_matching_disparity(
     file: Path, image: torch.Tensor, normalise: bool, invalid: float | None
 ) -> torch.Tensor:
     """Reads a disparity map and checks it against its photograph: (1, 1, H, W) in [0, 1]."""
-    from .images import as_disparity_batch, read_disparity
-    from .optics import normalise_disparity
+    from ..images import as_disparity_batch, read_disparity
+    from ..optics import normalise_disparity
 
     disparity = read_disparity(file, invalid=invalid)
     if normalise:
@@ -668,82 +594,8 @@ def _read_matching_disparity(
     disparity = as_disparity_batch(disparity, 1, *image.shape[-2:])
     low, high = float(disparity.min()), float(disparity.max())
     if not normalise and 0 < high - low < 0.1:
-        _note(
+        note(
             f"{file.name} spans only {low:.3g} to {high:.3g} of [0, 1], so there will be little "
             "blur. If it is in another unit, add --normalise."
         )
     return disparity
-
-
-@app.command()
-def info() -> None:
-    """Show versions, devices, and the model inside the package."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    lines = [("bokehdiff", __version__), ("python", platform.python_version())]
-    for package in (
-        "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy",
-        "pillow",
-    ):  # fmt: skip
-        try:
-            lines.append((package, version(package)))
-        except PackageNotFoundError:
-            lines.append((package, "not installed"))
-    lines += _device_lines()
-    lines += _checkpoint_lines(Path(TINY))
-    width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        typer.echo(f"{name:<{width}}  {value}")
-
-
-def _device_lines() -> list[tuple[str, str]]:
-    import torch
-
-    lines = [("device", f"cpu ({torch.get_num_threads()} threads)")]
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        memory = properties.total_memory / 2**30
-        lines.append(("device", f"cuda:{index} ({properties.name}, {memory:.0f} GiB)"))
-    return lines
-
-
-def _checkpoint_lines(folder: Path) -> list[tuple[str, str]]:
-    """What model_index.json and the component configs of the embedded checkpoint say."""
-    index_file = folder / "model_index.json"
-    if not index_file.is_file():
-        return [("model", f"missing ({folder})")]
-    index = json.loads(index_file.read_text())
-    weights = list(folder.rglob("*.safetensors"))
-    size = sum(file.stat().st_size for file in weights)
-    lines = [("model", str(folder)), ("size", f"{size / 1e6:.1f} MB of safetensors")]
-    lines.append(("pipeline", str(index.get("_class_name"))))
-    codec = _component_config(folder, "vae")
-    unet = _component_config(folder, "unet")
-    lines.append(("codec", _described(codec, ("block_size", "latent_channels", "scaling_factor"))))
-    lines.append(("unet", _described(unet, ("in_channels", "out_channels", "block_out_channels"))))
-    for key in ("timestep", "pisa_layers"):
-        if key in index:
-            lines.append((key, json.dumps(index[key])))
-    for key, value in (index.get("pisa") or {}).items():
-        lines.append((f"pisa.{key}", json.dumps(value)))
-    return lines
-
-
-def _component_config(folder: Path, component: str) -> dict[str, Any]:
-    file = folder / component / "config.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def _described(config: dict[str, Any], keys: tuple[str, ...]) -> str:
-    facts = ", ".join(f"{key} {json.dumps(config[key])}" for key in keys if key in config)
-    return f"{config.get('_class_name', 'unknown')} ({facts})"
-
-
-def main() -> None:
-    """Runs the command line."""
-    app()
-
-
-if __name__ == "__main__":
-    main()
