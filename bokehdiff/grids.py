@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-__all__ = ["enlarged", "filled_from_surroundings", "pooled"]
+__all__ = ["enlarged", "filled_from_coarser", "filled_from_surroundings", "pooled"]
 
 # Only against a division by zero: at coarse cells a lone pixel weighs next to nothing, and counts.
 SMALLEST_WEIGHT = 1e-30
@@ -16,9 +16,12 @@ SMALLEST_WEIGHT = 1e-30
 def pooled(pixels: torch.Tensor, size: int) -> torch.Tensor:
     """(B, C, H, W) -> (B, C, ceil(H/s), ceil(W/s)) means over cells of side s; pixels beyond the
     border count as dark and empty."""
+    if size == 1:
+        return pixels
     height, width = pixels.shape[-2:]
-    pixels = F.pad(pixels, (0, -width % size, 0, -height % size))
-    return F.avg_pool2d(pixels, size) if size > 1 else pixels
+    if height % size or width % size:
+        pixels = F.pad(pixels, (0, -width % size, 0, -height % size))
+    return F.avg_pool2d(pixels, size)
 
 
 def enlarged(cells: torch.Tensor, size: int) -> torch.Tensor:
@@ -45,13 +48,30 @@ def filled_from_surroundings(known: torch.Tensor) -> tuple[torch.Tensor, torch.T
         values: (B, C, h, w), 0 where nothing at all is known.
         distance: (B, 1, h, w) grid steps to what is known, roughly; infinite if there is nothing.
     """
+    if known.shape[-2:] == (1, 1):
+        weight = known[:, -1:]
+        values = known[:, :-1] / weight.clamp_min(SMALLEST_WEIGHT)
+        return values, torch.where(weight > 0, 0.0, math.inf)
+    return filled_from_coarser(known, *filled_from_surroundings(pooled(known, 2)))
+
+
+def filled_from_coarser(
+    known: torch.Tensor, coarse: torch.Tensor, coarse_distance: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of :func:`filled_from_surroundings`, given its result on cells twice as large.
+
+    Args:
+        known: as there, (B, C + 1, h, w).
+        coarse, coarse_distance: (B, C, ceil(h/2), ceil(w/2)) and (B, 1, ceil(h/2), ceil(w/2)).
+
+    Returns:
+        As there. A value depends on the coarse cells next to its own, a distance on the cells next
+        to it.
+    """
     height, width = known.shape[-2:]
     weight = known[:, -1:]
     values = known[:, :-1] / weight.clamp_min(SMALLEST_WEIGHT)
     distance = torch.where(weight > 0, 0.0, math.inf)
-    if height == width == 1:
-        return values, distance
-    coarse, coarse_distance = filled_from_surroundings(pooled(known, 2))
     around = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
     steps = F.interpolate(coarse_distance, scale_factor=2)[..., :height, :width]
     trust = (4 * weight).clamp(max=1)  # a quarter of a cell speaks for the whole cell
