@@ -74,6 +74,40 @@ def circle_of_confusion(disparity: Values, df: PerImage, K: PerImage) -> Values:
     return abs(signed_defocus(disparity, df, K))
 
 
+def collapse_focus_range(disparity: Arrays, low: PerImage, high: PerImage) -> Arrays:
+    """Returns disparity in which all from `low` to `high` lies at `low`, to be rendered there.
+
+    ``d - clamp(d, low, high) + low``: what is farther stays, what is nearer moves back by ``high -
+    low``, so everything keeps its distance to the nearest end of what is in focus, and every
+    renderer given ``df=low`` makes the signed defocus ``K * (d - clamp(d, low, high))``. The order
+    of near and far stays, and so does the range [0, 1]; ``low == high`` changes nothing. NaN passes
+    through. Differentiable.
+
+    Args:
+        disparity: (B, 1, H, W) or any other shape; larger is nearer.
+        low, high: farther and nearer end of what is in focus, in the unit of `disparity`; one
+            number, or one per image, (B,) or (B, 1, 1, 1).
+
+    Raises:
+        ValueError: `low` is larger than `high`, or their number fits neither one image nor the
+            batch.
+    """
+    values: torch.Tensor = torch.as_tensor(disparity)
+    if not values.is_floating_point():
+        values = values.to(torch.float32)
+    farther: torch.Tensor = torch.as_tensor(_along_batch(low, values, "low")).to(values)
+    nearer: torch.Tensor = torch.as_tensor(_along_batch(high, values, "high")).to(values)
+    if not bool((farther <= nearer).all()):
+        raise ValueError(
+            f"The range in focus goes from {_shown(farther)} to {_shown(nearer)}; wanted the "
+            "farther end (the smaller disparity) first."
+        )
+    moved_back = torch.maximum(values - (nearer - farther), farther)
+    in_focus_or_nearer = torch.where(values < nearer, farther, moved_back)
+    collapsed: Any = torch.where(values <= farther, values, in_focus_or_nearer)
+    return collapsed if isinstance(disparity, torch.Tensor) else collapsed.numpy()
+
+
 def _along_batch(value: Any, disparity: Any, name: str) -> Any:
     """Gives `value` in a shape and dtype that broadcast over `disparity` (B, ...)."""
     if isinstance(value, (int, float)):
@@ -214,7 +248,7 @@ def strength_from_camera(
         ("sensor_width_mm", sensor_width_mm, "36"),
         ("image_width_px", image_width_px, "6000"),
     ):
-        _require_positive(name, value, example, infinity_allowed=name == "focus_distance_m")
+        require_positive(name, value, example, infinity_allowed=name == "focus_distance_m")
     focal_length_m = focal_length_mm / 1000
     if focus_distance_m <= focal_length_m:
         raise ValueError(
@@ -244,10 +278,10 @@ def sensor_width_from_equivalent(
     Raises:
         ValueError: a value is not positive.
     """
-    _require_positive("focal_length_mm", focal_length_mm, "5.7")
-    _require_positive("equivalent_focal_length_mm", equivalent_focal_length_mm, "26")
-    _require_positive("image_width_px", image_width_px, "4032")
-    _require_positive("image_height_px", image_height_px, "3024")
+    require_positive("focal_length_mm", focal_length_mm, "5.7")
+    require_positive("equivalent_focal_length_mm", equivalent_focal_length_mm, "26")
+    require_positive("image_width_px", image_width_px, "4032")
+    require_positive("image_height_px", image_height_px, "3024")
     crop = focal_length_mm / equivalent_focal_length_mm
     return crop * FULL_FRAME_DIAGONAL_MM / math.sqrt(1 + (image_height_px / image_width_px) ** 2)
 
@@ -258,14 +292,13 @@ def rescale_strength(K: Values, old_width_px: float, new_width_px: float) -> Val
     Raises:
         ValueError: a width is not positive.
     """
-    _require_positive("old_width_px", old_width_px, "4000")
-    _require_positive("new_width_px", new_width_px, "1000")
+    require_positive("old_width_px", old_width_px, "4000")
+    require_positive("new_width_px", new_width_px, "1000")
     return K * (new_width_px / old_width_px)
 
 
-def _require_positive(
-    name: str, value: float, example: str, infinity_allowed: bool = False
-) -> None:
+def require_positive(name: str, value: float, example: str, infinity_allowed: bool = False) -> None:
+    """Raises ``ValueError`` unless the value is a number above zero, and finite if it has to be."""
     try:
         positive = value > 0 and (infinity_allowed or math.isfinite(value))
     except TypeError:

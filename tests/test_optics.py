@@ -95,6 +95,51 @@ def test_constant_disparity_is_only_shifted():
     assert (stretched == 0).all() and K * abs(0 - df) == 2.0 * 2
 
 
+@pytest.mark.parametrize("kind", [torch.from_numpy, lambda array: array], ids=["torch", "numpy"])
+def test_a_range_in_focus_leaves_the_distance_to_its_nearest_end(kind):
+    disparity = np.random.default_rng(0).random((2, 1, 30, 40))
+    low, high, K = np.array([0.2, 0.5]), np.array([0.6, 0.55]), 30.0
+    collapsed = optics.collapse_focus_range(kind(disparity), low, high)
+    assert type(collapsed) is type(kind(disparity))
+    values = np.asarray(collapsed)
+    ends = [low.reshape(2, 1, 1, 1), high.reshape(2, 1, 1, 1)]
+    wanted = K * (disparity - np.clip(disparity, *ends))
+    np.testing.assert_allclose(optics.signed_defocus(values, low, K), wanted, atol=1e-12)
+    assert 0 <= values.min() and values.max() <= 1
+    in_range = (disparity >= ends[0]) & (disparity <= ends[1])
+    assert (values == ends[0])[in_range].all() and in_range.any()
+    for image in range(2):  # what was nearer is never farther
+        order = np.argsort(disparity[image].ravel())
+        assert (np.diff(values[image].ravel()[order]) >= 0).all()
+
+
+def test_a_range_of_one_plane_changes_nothing():
+    disparity = torch.rand(1, 1, 30, 40)
+    plane = disparity[0, 0, 3, 4].item()  # with a pixel exactly there
+    disparity.requires_grad_()
+    collapsed = optics.collapse_focus_range(disparity, plane, plane)
+    assert torch.equal(collapsed, disparity)
+    collapsed.sum().backward()
+    assert torch.equal(disparity.grad, torch.ones_like(disparity))
+
+
+def test_gradients_of_a_range_in_focus():
+    disparity = torch.tensor([[0.1, 0.35, 0.5, 0.8]], dtype=torch.float64, requires_grad=True)
+    low = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    high = torch.tensor([0.6], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(optics.collapse_focus_range, (disparity, low, high))
+
+
+def test_a_range_in_focus_keeps_unknown_pixels_and_is_in_order():
+    collapsed = optics.collapse_focus_range(torch.tensor([math.nan, 0.5, 1.0]), 0.4, 0.6)
+    assert math.isnan(collapsed[0]) and collapsed[1:].tolist() == pytest.approx([0.4, 0.8])
+    assert optics.collapse_focus_range(np.array([0, 1]), 0.25, 0.5).tolist() == [0, 0.75]
+    with pytest.raises(ValueError, match="goes from 0.6 to 0.4; wanted the farther end"):
+        optics.collapse_focus_range(torch.rand(1, 1, 2, 2), 0.6, 0.4)
+    with pytest.raises(ValueError, match="low has 3 values"):
+        optics.collapse_focus_range(torch.rand(2, 1, 2, 2), [0.1, 0.2, 0.3], 0.4)
+
+
 def test_strength_from_camera_by_hand():
     # 50 mm at f/2 focused at 2.05 m: 0.0025 * 2.05 / (4 * 2) m^2, on 36 mm for 3600 pixels.
     wanted = 0.0025 * 2.05 / 8 * 1000 * 100
