@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported: a few threads are as fast as many at test sizes.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
-# No test goes to the network.
+# No test goes to the network, or to the disparities that the person has estimated.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["BOKEHDIFF_CACHE"] = tempfile.mkdtemp(prefix="bokehdiff-cache-")
+atexit.register(shutil.rmtree, os.environ["BOKEHDIFF_CACHE"], ignore_errors=True)
 
 import pytest  # noqa: E402
 
