@@ -29,6 +29,8 @@ class PisaContext(GraphOwner):
         backend: see `pisa_attention`.
         generator: random numbers of dropout and of `jitter="location_random"`; None uses
             `config.seed`, the same for every call.
+        of_pipeline: whether a pipeline installed it, which puts it back in when another pipeline
+            that shares the UNet has put in its own.
     """
 
     def __init__(self, config: PisaConfig | None = None, *, backend: Backend = "auto") -> None:
@@ -39,7 +41,7 @@ class PisaContext(GraphOwner):
         self._scene: tuple[Tensor, int, int, int] | None = None
         self._geometries: dict[tuple[int, int, PisaConfig], PisaGeometry] = {}
         self._conditioning: tuple[Tensor, int] | None = None
-        self._stock_processors: dict[str, object] = {}
+        self.of_pipeline = False
 
     def set_hardness(self, step: int) -> None:
         """Set the hardness of optimiser step `step`, counted from 0."""
@@ -143,7 +145,8 @@ class PisaContext(GraphOwner):
             raise RuntimeError(
                 "PISA needs the scene: call context.set_scene(disparity, coc_pixels, ...) before "
                 "the UNet, or pass cross_attention_kwargs={'disp_coc': ...}. For a UNet without "
-                "PISA call remove_pisa(unet)."
+                "PISA, in a stock pipeline that shares it for instance, call "
+                "bokehdiff.attention.remove_pisa(unet)."
             )
         key = (height, width, self.config)
         if key not in self._geometries:
@@ -205,18 +208,21 @@ def token_grid(tokens: int, height: int, width: int, *, rule: str = "aspect") ->
 class PisaAttnProcessor:
     """Attention processor of diffusers that makes a self-attention layer spread light.
 
-    It has no parameters and no state but the shared context. Cross-attention is left as it is.
+    It has no parameters and no state but the shared context.
 
     For `torch.compile(unet, fullgraph=True)` give the scene to the context: of keywords that only
     these layers know, diffusers warns in all others, and a warning breaks the graph.
 
     Args:
         context: settings and scene; None for layers that are always given `pisa_geometry`.
+        ordinary: the processor of the layer without PISA; None is `AttnProcessor2_0()`. It computes
+            cross-attention, and attention without a scene where the settings allow that;
+            `remove_pisa` gives it back to the layer.
     """
 
-    def __init__(self, context: PisaContext | None = None) -> None:
+    def __init__(self, context: PisaContext | None = None, ordinary: Any = None) -> None:
         self.context = context
-        self._ordinary = AttnProcessor2_0()
+        self.ordinary = AttnProcessor2_0() if ordinary is None else ordinary
 
     def __call__(
         self,
@@ -241,7 +247,7 @@ class PisaAttnProcessor:
                 of the circle of confusion in units of ten pixels.
         """
         if encoder_hidden_states is not None:
-            return self._ordinary(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return self.ordinary(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if self.context is None and pisa_geometry is None:
             raise RuntimeError(
                 "This PISA layer has no context: pass pisa_geometry=PisaGeometry.build(...)."
@@ -253,7 +259,7 @@ class PisaAttnProcessor:
                                hidden_states.shape[1:2])  # fmt: skip
             geometry = self.context.geometry_for(tokens, disp_coc)
             if geometry is None:
-                return self._ordinary(attn, hidden_states, None, attention_mask, temb)
+                return self.ordinary(attn, hidden_states, None, attention_mask, temb)
         if attention_mask is not None:
             raise ValueError("PISA does not take an attention_mask in self-attention.")
 
@@ -304,10 +310,29 @@ class PisaAttnProcessor:
         return hidden_states / attn.rescale_output_factor
 
 
+class PisaAttention(Attention):
+    """The class of a layer while PISA is installed in it: whatever processor is set, PISA stays.
+
+    Slicing, xformers, fused projections and IP-Adapters set processors on all layers of a UNet. One
+    that is set here becomes the layer's ordinary processor, which `remove_pisa` brings to light.
+    """
+
+    def set_processor(self, processor: Any) -> None:
+        """Set PISA processors with a context as they are, and keep others for `remove_pisa`."""
+        installed = self.processor
+        if isinstance(installed, PisaAttnProcessor):
+            if not isinstance(processor, PisaAttnProcessor):
+                processor = PisaAttnProcessor(installed.context, processor)
+            elif processor.context is None:
+                # IP-Adapters make the processors of self-attention anew, from their class alone.
+                processor = installed
+        super().set_processor(processor)
+
+
 def pisa_layer_names(unet: nn.Module, layers: Sequence[str] = DEFAULT_PISA_LAYERS) -> list[str]:
     """Return the names of the self-attention layers whose names contain one of `layers`."""
     names = []
-    for name, module in unet.named_modules():
+    for name, module in uncompiled(unet).named_modules():
         if isinstance(module, Attention) and any(fragment in name for fragment in layers):
             if not module.is_cross_attention and module.added_kv_proj_dim is None:
                 names.append(name)
@@ -318,9 +343,10 @@ def pisa_layer_names(unet: nn.Module, layers: Sequence[str] = DEFAULT_PISA_LAYER
     return names
 
 
-def _processors(unet: nn.Module) -> dict[str, Any]:
-    """Return a copy of the UNet's complete processor map; `set_attn_processor` empties its own."""
-    return dict(unet.attn_processors)  # type: ignore[arg-type]
+def uncompiled(unet: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile(unet)` wraps; its layers have their own names."""
+    module: nn.Module = getattr(unet, "_orig_mod", unet)
+    return module
 
 
 def install_pisa(
@@ -330,51 +356,64 @@ def install_pisa(
 ) -> PisaContext:
     """Put PISA into the self-attention of the matching layers and return their shared context.
 
-    Other layers, and cross-attention, keep the processors they have. `remove_pisa` undoes it.
+    Other layers, and cross-attention, keep the processors they have. Processors that the switches
+    of diffusers set later take effect in the other layers. `remove_pisa` undoes it.
 
     Raises:
         ValueError: when no layer matches.
     """
+    return reinstall_pisa(unet, layers, PisaContext(config))
+
+
+def reinstall_pisa(unet: nn.Module, layers: Sequence[str], context: PisaContext) -> PisaContext:
+    """Put PISA of this context into the matching layers, and only there; see `install_pisa`."""
     names = pisa_layer_names(unet, layers)
     remove_pisa(unet)
-    context = PisaContext(config)
-    processor = PisaAttnProcessor(context)
-    processors = _processors(unet)
     for name in names:
-        context._stock_processors[f"{name}.processor"] = processors[f"{name}.processor"]
-        processors[f"{name}.processor"] = processor
-    unet.set_attn_processor(processors)  # type: ignore[operator]
+        layer = uncompiled(unet).get_submodule(name)
+        assert isinstance(layer, Attention)
+        layer.set_processor(PisaAttnProcessor(context, layer.processor))
+        if type(layer) is Attention:
+            layer.__class__ = PisaAttention
     return context
 
 
 def remove_pisa(unet: nn.Module) -> None:
-    """Give every layer the processor it had before `install_pisa`; without PISA do nothing."""
-    processors = _processors(unet)
-    found = False
-    for name, processor in processors.items():
-        if isinstance(processor, PisaAttnProcessor):
-            stock = processor.context._stock_processors if processor.context else {}
-            processors[name] = stock.get(name, AttnProcessor2_0())
-            found = True
-    if found:
-        unet.set_attn_processor(processors)  # type: ignore[operator]
+    """Give every layer its ordinary processor back; without PISA do nothing.
+
+    That is the processor it had before `install_pisa`, or the one that was set since.
+    """
+    for layer in unet.modules():
+        if type(layer) is PisaAttention:
+            layer.__class__ = Attention
+        if isinstance(layer, Attention) and isinstance(layer.processor, PisaAttnProcessor):
+            layer.set_processor(layer.processor.ordinary)
+
+
+def pisa_contexts(unet: nn.Module) -> list[PisaContext]:
+    """Return the contexts of all PISA layers of a UNet, each once."""
+    processors = [layer.processor for layer in unet.modules() if isinstance(layer, Attention)]
+    contexts = [one.context for one in processors if isinstance(one, PisaAttnProcessor)]
+    return list({id(one): one for one in contexts if one is not None}.values())
 
 
 def verify_pisa(unet: nn.Module, layers: Sequence[str] = DEFAULT_PISA_LAYERS) -> PisaContext:
     """Return the shared context after checking that every matching layer has PISA.
 
     Raises:
-        RuntimeError: when something took PISA out, or only part of it is there.
+        RuntimeError: when PISA was taken out, or only part of it is there.
     """
-    processors = _processors(unet)
-    installed = {name: processors[f"{name}.processor"] for name in pisa_layer_names(unet, layers)}
+    installed: dict[str, Any] = {
+        name: uncompiled(unet).get_submodule(name).processor
+        for name in pisa_layer_names(unet, layers)
+    }
     lost = [name for name, value in installed.items() if not isinstance(value, PisaAttnProcessor)]
     if lost:
         kind = type(installed[lost[0]]).__name__
         raise RuntimeError(
-            f"PISA is missing in {len(lost)} of {len(installed)} layers ({lost[0]} has {kind}). "
-            "Attention slicing, xformers and IP-Adapters replace attention processors; call "
-            "install_pisa(unet, layers, config) after them."
+            f"PISA is missing in {len(lost)} of {len(installed)} layers ({lost[0]} has {kind}): "
+            "remove_pisa took it out, or the UNet is another one. Put it in with "
+            "install_pisa(unet, layers, config), or install_pisa() of the pipeline."
         )
     contexts = {id(value.context): value.context for value in installed.values()}
     context = next(iter(contexts.values()))

@@ -105,9 +105,10 @@ class AutoencoderSpaceToDepth(ModelMixin, ConfigMixin):
             latent_channels=needed_channels,
             block_out_channels=[IMAGE_CHANNELS * 4**level for level in range(resolutions)],
         )
-        # A module without any tensor has no device and no dtype, which pipelines ask for, and
-        # save_pretrained would write no weights file, without which from_pretrained refuses.
-        self.register_buffer("placement", torch.zeros(()))
+        # A module without any parameter has no device and no dtype, which pipelines and offloading
+        # ask for, and save_pretrained would write no weights file, without which from_pretrained
+        # refuses.
+        self.placement = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
 
     @apply_forward_hook
     def encode(

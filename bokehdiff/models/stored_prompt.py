@@ -82,4 +82,5 @@ class StoredPrompt(ModelMixin, ConfigMixin):
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
         """``(prompt_embeds, pooled_prompt_embeds)``: (1, tokens, channels) and (1, channels)."""
-        return self.prompt_embeds, self.pooled_prompt_embeds
+        # Offloading takes the values out of the parameters as soon as this returns.
+        return self.prompt_embeds.detach(), self.pooled_prompt_embeds.detach()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor2_0,
+    SlicedAttnProcessor,
+)
 from torch import Tensor
 
 from bokehdiff.attention import (
@@ -20,7 +25,13 @@ from bokehdiff.attention import (
     remove_pisa,
     verify_pisa,
 )
-from bokehdiff.attention.processor import latent_grid, token_grid
+from bokehdiff.attention.processor import (
+    latent_grid,
+    pisa_contexts,
+    pisa_layer_names,
+    reinstall_pisa,
+    token_grid,
+)
 from tests.tiny_models import tiny_unet
 
 LATENT = (16, 24)
@@ -71,7 +82,7 @@ def test_only_self_attention_of_the_named_layer_changes() -> None:
     assert changed == {f"{prefix}.{block}.attn1.processor" for block in (0, 1)}
     for name, processor in unet.attn_processors.items():
         assert name in changed or processor is before[name]
-    assert len({id(unet.attn_processors[name]) for name in changed}) == 1
+    assert len({id(unet.attn_processors[name].context) for name in changed}) == 1
 
 
 def test_the_layer_grid_and_its_units() -> None:
@@ -150,8 +161,9 @@ def test_verify_notices_what_takes_pisa_out() -> None:
         verify_pisa(unet)
     context = install_pisa(unet)
     assert verify_pisa(unet) is context
-    unet.set_attention_slice("auto")
-    with pytest.raises(RuntimeError, match="slicing"):
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+    unet.get_submodule(name).processor = AttnProcessor2_0()  # past set_processor
+    with pytest.raises(RuntimeError, match=f"1 of 2 layers .{name} has AttnProcessor2_0"):
         verify_pisa(unet)
     context = install_pisa(unet)
     assert verify_pisa(unet) is context
@@ -170,6 +182,88 @@ def test_install_twice_then_remove_gives_the_first_processors_back() -> None:
     assert verify_pisa(unet) is second is not first
     remove_pisa(unet)
     assert unet.attn_processors == before
+
+
+def test_processors_set_later_change_all_layers_but_those_of_pisa() -> None:
+    unet = tiny_unet()
+    context = install_pisa(unet)
+    _set_scene(context)
+    blurred = _run(unet)
+    sliced = SlicedAttnProcessor(1)
+    unet.set_attn_processor(sliced)
+    assert verify_pisa(unet) is context
+    others = [one for one in unet.attn_processors.values() if one is not sliced]
+    assert [type(one) for one in others] == [PisaAttnProcessor] * 2
+    torch.testing.assert_close(_run(unet), blurred, rtol=0, atol=1e-5)
+    remove_pisa(unet)
+    assert set(unet.attn_processors.values()) == {sliced}
+
+
+def test_processors_that_were_looked_up_can_be_put_back() -> None:
+    """As `unfuse_qkv_projections` and other pipelines do it."""
+    unet = tiny_unet()
+    stock = dict(unet.attn_processors)
+    context = install_pisa(unet)
+    looked_up = dict(unet.attn_processors)
+    unet.set_attn_processor(SlicedAttnProcessor(1))
+    unet.set_attn_processor(dict(looked_up))
+    assert unet.attn_processors == looked_up and verify_pisa(unet) is context
+    remove_pisa(unet)
+    assert unet.attn_processors == stock
+
+
+def test_processors_made_anew_from_their_class_lose_nothing() -> None:
+    """As `load_ip_adapter` and `unload_ip_adapter` do it with self-attention."""
+    unet = tiny_unet()
+    context = install_pisa(unet)
+    unet.set_attn_processor({name: type(one)() for name, one in unet.attn_processors.items()})
+    assert verify_pisa(unet) is context
+
+
+def test_only_layers_with_pisa_change_their_class() -> None:
+    unet = tiny_unet()
+    install_pisa(unet)
+    kinds = {name: type(one) for name, one in unet.named_modules() if isinstance(one, Attention)}
+    changed = [name for name, kind in kinds.items() if kind is not Attention]
+    assert changed == pisa_layer_names(unet)
+    copied = copy.deepcopy(unet)
+    remove_pisa(unet)
+    assert {type(one) for one in unet.modules() if isinstance(one, Attention)} == {Attention}
+    remove_pisa(copied)
+    assert {type(one) for one in copied.modules() if isinstance(one, Attention)} == {Attention}
+
+
+def test_a_compiled_unet_has_the_layers_of_the_one_inside() -> None:
+    unet = tiny_unet()
+    compiled = torch.compile(unet, backend="eager")
+    context = install_pisa(compiled)
+    assert verify_pisa(unet) is verify_pisa(compiled) is context
+    assert pisa_contexts(compiled) == [context]
+    remove_pisa(compiled)
+    assert pisa_contexts(unet) == []
+
+
+def test_a_context_can_be_put_back() -> None:
+    unet = tiny_unet()
+    first, second = install_pisa(unet), install_pisa(unet, ["mid_block"])
+    assert verify_pisa(unet, ["mid_block"]) is second
+    assert reinstall_pisa(unet, ["down_blocks.1.attentions.0"], first) is first
+    assert verify_pisa(unet) is first and pisa_contexts(unet) == [first]
+
+
+def test_without_a_scene_the_ordinary_processor_works_where_that_is_allowed() -> None:
+    unet = tiny_unet()
+    install_pisa(unet, config=PisaConfig(missing_conditioning="vanilla"))
+    seen: list[int] = []
+
+    class Counting(AttnProcessor2_0):
+        def __call__(self, attn: Attention, hidden_states: Tensor, *more: Any, **named: Any) -> Any:
+            seen.append(1)
+            return super().__call__(attn, hidden_states, *more, **named)
+
+    stock = _run(unet)
+    unet.down_blocks[1].attentions[0].transformer_blocks[0].attn1.set_processor(Counting())
+    assert torch.equal(_run(unet), stock) and len(seen) == 1
 
 
 def test_layers_are_chosen_by_name() -> None:
