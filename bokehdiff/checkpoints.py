@@ -361,12 +361,16 @@ def _read_vae(folder: Path, vae_file: str | None) -> dict[str, Tensor]:
             "or download it again."
         ) from None
     if not isinstance(stored, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in stored.items()
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_meta
+        for name, value in stored.items()
     ):
         raise ValueError(
             f"{str(path)!r} holds something other than a plain dictionary from names to tensors."
         )
-    return dict(stored)
+    return {name: value.detach() for name, value in stored.items()}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -415,6 +419,11 @@ def download_bokeh_weights(
         ValueError: the Hub has no such set, or cannot be reached and nothing was fetched before.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     inside = f"{subfolder.strip('/')}/" if subfolder else ""
     try:
@@ -425,11 +434,37 @@ def download_bokeh_weights(
             allow_patterns=[inside + name for name in (LORA_FILE, VAE_FILE, OFFICIAL_VAE_FILE)],
         )
     except (OSError, ValueError) as error:
+        reason = _first_line(error)
+        if isinstance(error, GatedRepoError):
+            reason = "its authors grant access on request; give token= when they have"
+        elif isinstance(error, RepositoryNotFoundError):
+            reason = "there is no such repository, or it wants a token="
+        elif isinstance(error, RevisionNotFoundError):
+            reason = f"it has no revision {revision!r}"
         raise ValueError(
             f"There is no folder {hub_id!r}, and no weights of that name could be fetched from the "
-            f"Hub ({_first_line(error)}). Give a folder with {LORA_FILE}, or 'owner/name'."
+            f"Hub ({reason}). Give a folder with {LORA_FILE}, or 'owner/name'."
         ) from error
+    if not Path(folder, inside, LORA_FILE).is_file():
+        others = _folders_on_the_hub(hub_id, revision, token)
+        raise ValueError(
+            f"{hub_id!r} on the Hub holds no trained weights "
+            f"{f'in {subfolder!r}' if subfolder else 'outside its folders'}: there is no "
+            f"{inside}{LORA_FILE}. "
+            + (f"There is one for subfolder={_some(map(repr, others), ' or ')}." if others else "")
+        )
     return Path(folder, inside)
+
+
+def _folders_on_the_hub(hub_id: str, revision: str | None, token: str | bool | None) -> list[str]:
+    """Folders of a repository with weights in them, or none if it cannot be reached."""
+    from huggingface_hub import HfApi
+
+    try:
+        names = HfApi(token=token).list_repo_files(hub_id, revision=revision)
+    except Exception:  # It is asked only to say more in an error that is raised anyway.
+        return []
+    return sorted(name.removesuffix(f"/{LORA_FILE}") for name in names if f"/{LORA_FILE}" in name)
 
 
 def is_no_hub_id(name: str) -> bool:
@@ -564,7 +599,8 @@ def check_codec(tensors: Mapping[str, Tensor], vae: nn.Module) -> None:
 def check_tensors(
     tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], model: str
 ) -> None:
-    """Raises ``ValueError`` unless the tensors are those wanted, in number, name and shape."""
+    """Raises ``ValueError`` unless the tensors are those wanted, by name and shape, all of numbers
+    that can be trained."""
     problems = []
     if missing := [name for name in wanted if name not in tensors]:
         problems.append(f"missing: {_some(missing)}")
@@ -577,6 +613,10 @@ def check_tensors(
         if shape != wanted[name]
     ]:
         problems.append(f"of another shape: {_some(wrong, '; ')}")
+    if integers := [
+        f"{name} {value.dtype}" for name, value in tensors.items() if not value.is_floating_point()
+    ]:
+        problems.append(f"not in floating point: {_some(integers)}")
     if problems:
         raise ValueError(
             f"The weights do not fit the {model} of the pipeline. Tensors "

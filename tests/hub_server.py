@@ -1,8 +1,8 @@
 """A stand-in for the Hugging Face Hub on this machine: repositories, commits, rights.
 
-It answers what ``huggingface_hub`` asks to create a repository and upload a folder, over HTTP, and
-keeps what was committed. The client reads ``HF_ENDPOINT`` when it is imported, so it runs in a
-process of its own::
+It answers what ``huggingface_hub`` asks to create a repository, to upload a folder and to download
+one, over HTTP, and keeps what was committed. The client reads ``HF_ENDPOINT`` when it is imported,
+so it runs in a process of its own::
 
     with HubServer() as hub:
         subprocess.run([...], env={**os.environ, **hub.environment()})
@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 _NAME = r"[\w.-]+/[\w.-]+"
+_ERROR_CODES = {"Repository not found": "RepoNotFound", "Revision not found": "RevisionNotFound"}
 
 
 @dataclass
@@ -92,7 +93,7 @@ class HubServer:
 
     # What is asked, by method and path; the answer is a status and JSON.
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
         if (method, path) == ("POST", "/api/validate-yaml"):
             return self._validate_metadata(json.loads(body)["content"])
         if (method, path) == ("POST", "/api/repos/create"):
@@ -105,6 +106,13 @@ class HubServer:
             return 404, {"error": "Repository not found"}
         if (method, request) == ("GET", ""):
             return 200, {"id": name, "sha": self._last_commit(name)}
+        asked = re.fullmatch(r"/(revision|tree)/([\w.-]+)", request)
+        if method == "GET" and asked is not None:
+            if asked[2] not in ("main", self._last_commit(name)):
+                return 404, {"error": "Revision not found"}
+            if asked[1] == "revision":
+                return 200, {"id": name, "sha": self._last_commit(name)}
+            return 200, self._tree(name)
         if not name.startswith(f"{self.account}/"):
             return 403, {"error": "You don't have write access to this repository."}
         if (method, request) == ("GET", "/auth-check/write"):
@@ -116,6 +124,20 @@ class HubServer:
         if (method, request) == ("POST", "/commit/main"):
             return self._commit(name, [json.loads(line) for line in body.splitlines()])
         return 404, {"error": f"this stand-in does not answer {method} {path}"}
+
+    def file(self, path: str) -> tuple[str, bytes] | None:
+        """The commit and the content of what ``/owner/name/resolve/revision/path`` asks for."""
+        found = re.fullmatch(rf"/({_NAME})/resolve/([\w.-]+)/(.+)", path)
+        if found is None or found[1] not in self.repositories:
+            return None
+        content = self.repositories[found[1]].files.get(found[3])
+        return None if content is None else (self._last_commit(found[1]), content)
+
+    def _tree(self, name: str) -> list[dict[str, Any]]:
+        return [
+            {"type": "file", "path": path, "size": len(content), "oid": _etag(content)}
+            for path, content in sorted(self.repositories[name].files.items())
+        ]
 
     def _create(self, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         owner = wanted["organization"] or self.account
@@ -159,11 +181,18 @@ class HubServer:
         return hashlib.sha1(f"{name} {number}".encode()).hexdigest()
 
 
+def _etag(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
 class _Handler(BaseHTTPRequestHandler):
     server_state: HubServer
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
         self._answer()
 
     def do_POST(self) -> None:
@@ -180,15 +209,23 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             status, answer = 401, {"error": "Invalid username or password."}
         content = json.dumps(answer).encode()
+        file = hub.file(path) if status != 401 else None
+        if file is not None:
+            status, (commit, content) = 200, file
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
-        if status == 404 and answer.get("error") == "Repository not found":
-            self.send_header("X-Error-Code", "RepoNotFound")
+        if file is not None:
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("ETag", f'"{_etag(content)}"')
+        else:
+            self.send_header("Content-Type", "application/json")
+        if status == 404 and answer["error"] in _ERROR_CODES:
+            self.send_header("X-Error-Code", _ERROR_CODES[answer["error"]])
         if status >= 400 and "error" in answer:
             self.send_header("X-Error-Message", answer["error"])
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Keep the test's output free of a line per request."""

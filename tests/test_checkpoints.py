@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pickle
 import resource
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,13 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "both": lambda name: f"unet.base_model.model.{name}",
     "both, turned": lambda name: f"base_model.model.unet.{name}",
     "name of an adapter": lambda name: name.replace(".weight", ".default_0.weight"),
+    "prefixes and a name": lambda name: (
+        "base_model.model.unet." + name.replace(".weight", ".bokehdiff.weight")
+    ),
+    "down, up and a name": lambda name: (
+        "unet."
+        + name.replace("lora_A.", "lora.down.default.").replace("lora_B.", "lora.up.default.")
+    ),
     "down and up": lambda name: name.replace("lora_A", "lora.down").replace("lora_B", "lora.up"),
     "down and up in one word": lambda name: (
         "unet." + name.replace("lora_A", "lora_down").replace("lora_B", "lora_up")
@@ -261,6 +270,114 @@ def test_files_that_say_nothing_are_the_authors(tmp_path: Path) -> None:
         del read.unet_lora[f"mid_block.resnets.0.conv1.lora_{matrix}.weight"]
     with pytest.raises(ValueError, match="missing: mid_block.resnets.0.conv1.lora_A.weight"):
         check_adapter(read.unet_lora, read.unet_lora_config, tiny_unet())
+
+
+# name: how names are spelt, and a part of the sentence with which they are refused.
+WRONG_SPELLINGS: dict[str, tuple[Callable[[str], str], str]] = {
+    "of another wrapper": (
+        lambda name: f"module.{name}",
+        r"missing: \S+lora_A.weight.*not in the model: module.\S+lora_A.weight.*and \d+ more",
+    ),
+    "of kohya's scripts": (
+        lambda name: (
+            "lora_unet_"
+            + name.partition(".lora_")[0].replace(".", "_")
+            + (".lora_down.weight" if "lora_A" in name else ".lora_up.weight")
+        ),
+        "not in the model: lora_unet_down_blocks_0_",
+    ),
+    "of a text encoder": (
+        lambda name: f"text_encoder.{name}",
+        "not in the model: text_encoder.down_blocks.0",
+    ),
+    "of a text encoder, by kohya's scripts": (
+        lambda name: name.replace("down_blocks.0.", "lora_te1_text_model_encoder."),
+        "not in the model: lora_te1_text_model_encoder",
+    ),
+    "of the original layout": (
+        lambda name: name.replace("down_blocks.", "input_blocks."),
+        "not in the model: input_blocks.",
+    ),
+}
+
+
+@pytest.mark.parametrize("spelling", WRONG_SPELLINGS)
+@pytest.mark.parametrize("header", [{"format": "pt"}, {"bokehdiff": "{}"}])
+def test_names_of_other_layers_are_refused_by_name(
+    tmp_path: Path, spelling: str, header: dict[str, str]
+) -> None:
+    spelt, sentence = WRONG_SPELLINGS[spelling]
+    written = weights()
+    names = {spelt(name): value for name, value in written.unet_lora.items()}
+    save_file(names, tmp_path / LORA_FILE, metadata=header)
+    if "bokehdiff" not in header:
+        torch.save(written.vae, tmp_path / OFFICIAL_VAE_FILE)
+    read = read_bokeh_weights(tmp_path)
+    if "bokehdiff" in header:
+        # Nothing says which layers are wanted; the model says that these are not there.
+        sentence = sentence[sentence.index("not in the model") :]
+    with pytest.raises(ValueError, match=sentence):
+        check_adapter(read.unet_lora, read.unet_lora_config, tiny_unet())
+
+
+def test_codecs_in_every_form_that_torch_can_write(tmp_path: Path) -> None:
+    written = authors_folder(tmp_path)
+    wanted = {name: value.clone() for name, value in written.vae.items()}
+    flat = torch.cat([value.flatten() for value in wanted.values()])
+    views = dict(zip(wanted, flat.split([value.numel() for value in wanted.values()]), strict=True))
+    forms: dict[str, Any] = {
+        "parameters": {name: torch.nn.Parameter(value) for name, value in wanted.items()},
+        "in order": OrderedDict(wanted),
+        "not contiguous": {
+            name: value.transpose(0, -1).contiguous().transpose(0, -1)
+            for name, value in wanted.items()
+        },
+        "views of one tensor": {name: views[name].view(one.shape) for name, one in wanted.items()},
+    }
+    for form, codec in forms.items():
+        for zipped in (True, False):
+            torch.save(codec, tmp_path / OFFICIAL_VAE_FILE, _use_new_zipfile_serialization=zipped)
+            read = read_bokeh_weights(tmp_path).vae
+            assert not any(value.requires_grad for value in read.values()), form
+            assert_same(read, wanted)
+            # What is read can be written in both layouts.
+            for layout in LAYOUTS:
+                again = BokehWeights(written.unet_lora, read, {}, None, None, {})
+                write_bokeh_weights(again, tmp_path / layout, layout)
+                assert_same(read_bokeh_weights(tmp_path / layout).vae, wanted)
+
+
+def test_numbers_that_are_not_of_floating_point(tmp_path: Path) -> None:
+    written = weights()
+    written.unet_lora["mid_block.resnets.0.conv1.lora_A.weight"] = torch.zeros(
+        RANK, 32, 3, 3, dtype=torch.int8
+    )
+    with pytest.raises(ValueError, match="not in floating point: mid_block.*int8"):
+        check_adapter(written.unet_lora, written.unet_lora_config, tiny_unet())
+
+
+def test_no_pickle_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    authors_folder(tmp_path)
+    codec = {"encoder.conv_in.weight": torch.zeros(1), "code": Code()}
+    # With which torch.load would run code wherever nobody said otherwise.
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    for pickled in (True, False):
+        for zipped in (True, False):
+            if pickled:
+                Path(OFFICIAL_VAE_FILE).write_bytes(pickle.dumps(codec))
+            else:
+                torch.save(codec, OFFICIAL_VAE_FILE, _use_new_zipfile_serialization=zipped)
+            with pytest.raises(ValueError, match=f"{OFFICIAL_VAE_FILE}' cannot be read"):
+                read_bokeh_weights(tmp_path)
+            assert not Path("code-ran").exists()
+    # The same file does run code when it is opened carelessly.
+    torch.load(OFFICIAL_VAE_FILE, weights_only=False)
+    assert Path("code-ran").is_dir()
+    # A pickle under the name of a safetensors file is none.
+    Path(OFFICIAL_VAE_FILE).replace(LORA_FILE)
+    with pytest.raises(ValueError, match="damaged or no safetensors file"):
+        read_bokeh_weights(tmp_path)
 
 
 def test_rank_and_alpha_come_from_the_shapes_where_nothing_says_them() -> None:
@@ -357,6 +474,16 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a list as codec": (
         "official",
         lambda it: torch.save([torch.zeros(1)], it / OFFICIAL_VAE_FILE),
+        "plain dictionary",
+    ),
+    "a codec without numbers": (
+        "official",
+        lambda it: torch.save({"a": torch.zeros(1, device="meta")}, it / OFFICIAL_VAE_FILE),
+        "plain dictionary",
+    ),
+    "a sparse codec": (
+        "official",
+        lambda it: torch.save({"a": torch.eye(2).to_sparse()}, it / OFFICIAL_VAE_FILE),
         "plain dictionary",
     ),
     "a nested codec": (

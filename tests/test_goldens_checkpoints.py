@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,49 @@ def test_golden_files_of_the_authors_fit_the_full_networks(
     del read.vae["encoder.conv_out.bias"]
     with pytest.raises(ValueError, match="missing: encoder.conv_out.bias"):
         check_codec(read.vae, vae)
+
+
+LAYER = "up_blocks.0.attentions.2.transformer_blocks.9.ff.net.2"
+A, B = f"{LAYER}.lora_A.weight", f"{LAYER}.lora_B.weight"
+
+# name: what is done to the tensors, and a part of the sentence.
+DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
+    "a tensor less": (lambda it: it.pop(B), f"missing: {B}[.] Load"),
+    "a layer less": (lambda it: (it.pop(A), it.pop(B)), f"missing: {A}, {B}[.] Load"),
+    "a layer more": (
+        lambda it: it.update({"conv_out.lora_A.weight": torch.zeros(8, 320, 3, 3)}),
+        "not in the model: conv_out.lora_A.weight[.] Load",
+    ),
+    "another width": (
+        lambda it: it.update({A: torch.zeros(8, 640)}),
+        r"of another shape: \S+lora_A.weight \(8, 640\), wanted \(8, 5120\)[.] Load",
+    ),
+    "another rank of one layer": (
+        lambda it: it.update({A: torch.zeros(4, 5120), B: torch.zeros(1280, 4)}),
+        r"\(4, 5120\), wanted \(8, 5120\); \S+ \(1280, 4\), wanted \(1280, 8\)[.] Load",
+    ),
+    "another UNet": (
+        lambda it: [it.pop(name) for name in list(it) if "mid_block" in name],
+        r"missing: mid_block\S+, mid_block\S+, mid_block\S+ and \d+ more[.] Load",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_golden_adapters_that_are_damaged_are_refused_by_name(
+    lora: dict[str, Any], unet: UNet2DConditionModel, damage: str
+) -> None:
+    spoil, sentence = DAMAGES[damage]
+    rank, targets = lora["rank"], list(UNET_LORA_TARGETS)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets).to_dict()
+    tensors = {
+        name: torch.empty(shape, dtype=torch.float16, device="meta")
+        for name, shape in shapes(lora).items()
+    }
+    check_adapter(tensors, config, unet)
+    spoil(tensors)
+    with pytest.raises(ValueError, match=sentence):
+        check_adapter(tensors, config, unet)
 
 
 def test_golden_adapters_are_those_peft_makes(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from diffusers import StableDiffusionXLPipeline
 from peft import get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from ..attention import PisaConfig
 from ..attention.processor import pisa_layer_names
@@ -24,21 +21,11 @@ from ..checkpoints import (
     read_bokeh_weights,
     write_bokeh_weights,
 )
+from .adapters import BokehSet, PipelineWithAdapters
 
 
-@dataclass
-class _BeforeWeights:
-    """What :meth:`BokehDiffPipeline.load_bokeh_weights` replaced, to be put back."""
-
-    adapter_name: str
-    vae: dict[str, torch.Tensor]
-    settings: dict[str, Any]
-
-
-class PipelineWithBokehWeights(StableDiffusionXLPipeline):
+class PipelineWithBokehWeights(PipelineWithAdapters):
     """What :class:`BokehDiffPipeline` can do with trained weights."""
-
-    _before_weights: _BeforeWeights | None = None
 
     def load_bokeh_weights(
         self,
@@ -52,11 +39,14 @@ class PipelineWithBokehWeights(StableDiffusionXLPipeline):
         """Puts trained weights into the base model: adapters of the UNet, the codec, the settings.
 
         Takes what :meth:`save_bokeh_weights` and training write, and the authors' two files. The
-        adapters become the active ones, parameters of the codec are replaced in its dtype, and
+        adapters become the only active ones, parameters of the codec are replaced in its dtype, and
         ``pisa``, ``timestep``, ``prompt`` and ``pisa_layers`` of the configuration become those the
         weights were trained for. If an error is raised, nothing has changed.
-        :meth:`unload_lora_weights` is the way back. (``load_lora_weights`` loads adapters alone, of
-        any SDXL model.)
+        :meth:`unload_lora_weights` is the way back. (:meth:`load_lora_weights` loads adapters
+        alone, of any SDXL model.)
+
+        Several sets can be loaded under names of their own; ``set_adapters("name")`` goes from one
+        to another. What is not in use of their codecs is kept on the CPU.
 
         Args:
             folder_or_hub_id: folder with ``pytorch_lora_weights.safetensors``, or ``"owner/name"``
@@ -68,21 +58,21 @@ class PipelineWithBokehWeights(StableDiffusionXLPipeline):
 
         Raises:
             ValueError: files that are missing or damaged; tensors that do not fit UNet and codec,
-                or too few of them; settings that this pipeline cannot have; a set that is loaded
-                already.
+                or too few of them; settings that this pipeline cannot have; a name that is taken;
+                adapters that are fused; a codec that is offloaded.
             RuntimeError: PISA is not installed in the UNet.
         """
-        if self._before_weights is not None:
+        # Adapters are submodules, so that torch has a say in their names.
+        if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
             raise ValueError(
-                f"Weights are loaded already, as {self._before_weights.adapter_name!r}, and the "
-                "codec and the settings can be those of one set only. Call unload_lora_weights() "
-                "first."
+                f"adapter_name {adapter_name!r} cannot be used: it must be a text without dots, "
+                "and no attribute of torch modules, as 'half' is."
             )
         for part in (self.unet, self.vae):
             if adapter_name in getattr(part, "peft_config", {}):
                 raise ValueError(
-                    f"There is an adapter named {adapter_name!r} already. Call "
-                    "unload_lora_weights() first, or choose another adapter_name."
+                    f"There is an adapter named {adapter_name!r} already. Choose another "
+                    "adapter_name, or call delete_adapters() or unload_lora_weights() first."
                 )
         name = os.fspath(folder_or_hub_id)
         if os.path.isdir(name):
@@ -104,6 +94,7 @@ class PipelineWithBokehWeights(StableDiffusionXLPipeline):
         # Everything is checked before anything is changed.
         settings = self._checked_settings(weights.settings)
         self.verify_pisa()
+        self._check_can_switch()
         adapters = [
             (
                 self.unet,
@@ -117,11 +108,7 @@ class PipelineWithBokehWeights(StableDiffusionXLPipeline):
         parameters = codec_parameters(self.vae) if weights.vae else {}
         if weights.vae:
             check_codec(weights.vae, self.vae)
-            if any(parameter.is_meta for parameter in parameters.values()):
-                raise ValueError(
-                    "The codec is offloaded and has no tensors to replace. Load the weights before "
-                    "enable_sequential_cpu_offload()."
-                )
+            self._check_codec_is_here()
 
         for model, tensors, config in adapters:
             # On the meta device first: nothing is drawn from torch's global generator.
@@ -135,12 +122,14 @@ class PipelineWithBokehWeights(StableDiffusionXLPipeline):
             )
             # New layers begin in training mode, in which adapters may drop their input.
             model.train(model.training)
-        before = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
-        self._before_weights = _BeforeWeights(
-            adapter_name, before, {name: self.config[name] for name in settings}
-        )
-        self._replace_codec_parameters(weights.vae)
-        self._change_settings(settings)
+        base = self._base or BokehSet({}, {name: self.config[name] for name in SETTINGS})
+        if not base.codec:
+            base.codec = {key: one.detach().cpu().clone() for key, one in parameters.items()}
+        codec = {key: value.to(parameters[key].dtype) for key, value in weights.vae.items()}
+        self._base = base
+        self._bokeh_sets = {**self._bokeh_sets, adapter_name: BokehSet(codec, settings)}
+        self._activate(adapter_name)
+        self.enable_lora()
 
     def save_bokeh_weights(
         self,
@@ -151,9 +140,9 @@ class PipelineWithBokehWeights(StableDiffusionXLPipeline):
     ) -> None:
         """Saves what :meth:`load_bokeh_weights` loads, to the last bit.
 
-        That is the adapters of this name, the settings, and the parameters of the codec if they
-        came from ``load_bokeh_weights``. Parameters of a codec that was trained in place are
-        written by :func:`bokehdiff.checkpoints.write_bokeh_weights`.
+        That is the adapters of this name, whatever their weight, and the settings and parameters of
+        the codec that ``load_bokeh_weights`` brought with them. Parameters of a codec that was
+        trained in place are written by :func:`bokehdiff.checkpoints.write_bokeh_weights`.
 
         Args:
             folder: where to; made if it is not there.
@@ -181,34 +170,12 @@ class PipelineWithBokehWeights(StableDiffusionXLPipeline):
         if adapter_name in vae_configs:
             weights.vae_lora = get_peft_model_state_dict(self.vae, adapter_name=adapter_name)
             weights.vae_lora_config = vae_configs[adapter_name].to_dict()
-        before = self._before_weights
-        if before is not None and before.vae and before.adapter_name == adapter_name:
-            weights.vae = {name: value.data for name, value in codec_parameters(self.vae).items()}
+        if self._base is not None and adapter_name in self._bokeh_sets:
+            one = self._bokeh_sets[adapter_name]
+            weights.vae = dict(one.codec)
+            if adapter_name != self._shown[0]:
+                weights.settings = {**self._base.settings, **one.settings}
         write_bokeh_weights(weights, folder, layout)
-
-    def unload_lora_weights(self) -> None:
-        """Takes out all adapters; the codec and the settings become what they were before
-        :meth:`load_bokeh_weights`.
-
-        Adapters that are fused into the UNet (``fuse_lora``) stay in its weights, as in diffusers;
-        then codec and settings stay with them.
-
-        Raises:
-            RuntimeError: weights are loaded, and PISA is not installed in the UNet.
-        """
-        before = self._before_weights
-        fused = before is not None and any(
-            before.adapter_name in module.merged_adapters
-            for module in self.unet.modules()
-            if isinstance(module, BaseTunerLayer)
-        )
-        if before is not None:
-            self.verify_pisa()
-        super().unload_lora_weights()
-        if before is not None and not fused:
-            self._replace_codec_parameters(before.vae)
-            self._change_settings(before.settings)
-        self._before_weights = None
 
     def _checked_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Settings that came with weights, in the form of the configuration.
@@ -246,14 +213,3 @@ class PipelineWithBokehWeights(StableDiffusionXLPipeline):
                     "its text encoders, or with stored_prompt of that prompt."
                 )
         return checked
-
-    def _change_settings(self, settings: dict[str, Any]) -> None:
-        backend = self.verify_pisa().backend
-        self.register_to_config(**settings)
-        self.install_pisa().backend = backend
-
-    @torch.no_grad()
-    def _replace_codec_parameters(self, values: dict[str, torch.Tensor]) -> None:
-        parameters = codec_parameters(self.vae)
-        for name, value in values.items():
-            parameters[name].copy_(value)

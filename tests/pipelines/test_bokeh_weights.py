@@ -6,15 +6,15 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from huggingface_hub import constants
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from bokehdiff import TINY, BokehDiffPipeline
@@ -31,86 +31,19 @@ from bokehdiff.checkpoints import (
     read_bokeh_weights,
     write_bokeh_weights,
 )
-from bokehdiff.models import StoredPrompt
-from tests.tiny_models import (
-    PROMPT_CHANNELS,
-    photo_and_disparity,
-    tiny_stock_pipeline,
-    tiny_unet,
-    tiny_vae,
+from tests.hub_server import HubServer, Repository
+from tests.tiny_models import PROMPT_CHANNELS, tiny_stock_pipeline, tiny_unet
+from tests.trained_pipelines import (
+    PISA,
+    SETTINGS,
+    assert_unchanged,
+    base_pipeline,
+    rendered,
+    state_of,
+    trained_pipeline,
+    usual_weights,
+    weights_of,
 )
-
-PISA = PisaConfig.preset("official_weights").to_dict()
-SETTINGS: dict[str, Any] = {
-    "pisa": PISA,
-    "timestep": 399,
-    "prompt": BOKEH_PROMPT,
-    "pisa_layers": "down_blocks.1.attentions.0,mid_block.attentions.0",
-}
-# A linear layer of either attention, convolutions, and a projection: peft takes a while for all.
-TARGETS = ["to_q", "conv1", "proj_in"]
-VAE_TARGETS = ["encoder.conv_in", "encoder.mid_block.attentions.0.to_q", "encoder.conv_out"]
-
-
-def base_pipeline(**changes: Any) -> BokehDiffPipeline:
-    """The untrained tiny SDXL, always the same, without text encoders."""
-    generator = torch.Generator().manual_seed(3)
-    parts: dict[str, Any] = dict(
-        vae=tiny_vae(),
-        unet=tiny_unet(),
-        scheduler=DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-        stored_prompt=StoredPrompt.from_embeddings(
-            BOKEH_PROMPT,
-            torch.randn(1, 77, 2 * PROMPT_CHANNELS, generator=generator),
-            torch.randn(1, PROMPT_CHANNELS, generator=generator),
-        ),
-    )
-    pipe = BokehDiffPipeline(**{**parts, **changes})
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@torch.no_grad()
-def trained_pipeline(vae: str = "full", **lora: Any) -> BokehDiffPipeline:
-    """As training leaves it: adapters with random B, a changed codec (or adapters in it)."""
-    pipe = base_pipeline(**SETTINGS)
-    generator = torch.Generator().manual_seed(5)
-    options: dict[str, Any] = dict(r=4, lora_alpha=4, init_lora_weights="gaussian")
-    pipe.unet.add_adapter(LoraConfig(**{**options, "target_modules": TARGETS, **lora}))
-    if vae == "lora":
-        pipe.vae.add_adapter(LoraConfig(**options, target_modules=VAE_TARGETS))
-    for model in (pipe.unet, pipe.vae):
-        for name, value in model.named_parameters():
-            if ".lora_" in name:
-                value.copy_(0.1 * torch.randn(value.shape, generator=generator))
-        model.eval()
-    if vae == "full":
-        for value in codec_parameters(pipe.vae).values():
-            value.add_(0.1 * torch.randn(value.shape, generator=generator))
-    return pipe
-
-
-def weights_of(pipe: BokehDiffPipeline, vae: str = "full") -> BokehWeights:
-    weights = BokehWeights(
-        unet_lora=get_peft_model_state_dict(pipe.unet),
-        vae={},
-        vae_lora={},
-        unet_lora_config=pipe.unet.peft_config["default"].to_dict(),
-        vae_lora_config=None,
-        settings=dict(SETTINGS),
-    )
-    if vae == "full":
-        weights.vae = dict(codec_parameters(pipe.vae))
-    elif vae == "lora":
-        weights.vae_lora = get_peft_model_state_dict(pipe.vae)
-        weights.vae_lora_config = pipe.vae.peft_config["default"].to_dict()
-    return weights
-
-
-@functools.cache
-def usual_weights(vae: str = "full") -> BokehWeights:
-    """Of ``trained_pipeline(vae)``. Not to be changed."""
-    return weights_of(trained_pipeline(vae), vae)
 
 
 @functools.cache
@@ -122,39 +55,6 @@ def usual_picture() -> torch.Tensor:
 def written(folder: Path, vae: str = "full", layout: str = "diffusers") -> Path:
     write_bokeh_weights(usual_weights(vae), folder, layout)
     return folder
-
-
-PHOTO, DISPARITY = photo_and_disparity(48, 64)
-
-
-def rendered(pipe: BokehDiffPipeline) -> torch.Tensor:
-    """With the codec's losses, since detail put back would hide the codec."""
-    return pipe(PHOTO, DISPARITY, 0.8, 20.0, preserve_detail=False, output_type="pt").images
-
-
-def state_of(pipe: BokehDiffPipeline) -> dict[str, Any]:
-    """Everything that loading could have changed."""
-    tensors = {
-        f"{part}.{name}": value.clone()
-        for part in ("unet", "vae")
-        for name, value in getattr(pipe, part).state_dict().items()
-    }
-    return {
-        "tensors": tensors,
-        "config": json.dumps(dict(pipe.config), default=str),
-        "processors": {name: id(one) for name, one in pipe.unet.attn_processors.items()},
-        "adapters": pipe.get_list_adapters(),
-        "pisa": pipe.verify_pisa().config,
-    }
-
-
-def assert_unchanged(pipe: BokehDiffPipeline, before: dict[str, Any]) -> None:
-    after = state_of(pipe)
-    tensors = before.pop("tensors")
-    found = after.pop("tensors")
-    assert after == before
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], value) for name, value in tensors.items())
 
 
 def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -350,40 +250,6 @@ def test_the_backend_stays_the_chosen_one(tmp_path: Path) -> None:
 # -- Beside other adapters -----------------------------------------------------------------------
 
 
-def test_the_methods_of_diffusers_reach_both_parts(tmp_path: Path) -> None:
-    pipe = base_pipeline()
-    folder = written(tmp_path, vae="lora")
-    pipe.load_bokeh_weights(folder)
-    trained, untrained = rendered(pipe), rendered(base_pipeline(**SETTINGS))
-    pipe.set_adapters("bokehdiff", 0.0)
-    # x + 0 is x.
-    assert torch.equal(rendered(pipe), untrained)
-    pipe.set_adapters("bokehdiff")
-    assert torch.equal(rendered(pipe), trained)
-    pipe.disable_lora()
-    assert torch.equal(rendered(pipe), untrained)
-    pipe.enable_lora()
-    assert pipe.get_active_adapters() == ["bokehdiff"]
-    pipe.fuse_lora(components=["unet", "vae"])
-    # (W + BA) x is W x + B (A x) up to rounding, 2^-24 of each of some hundred layers.
-    assert torch.allclose(rendered(pipe), trained, atol=1e-3)
-    pipe.unfuse_lora(components=["unet", "vae"])
-    assert torch.allclose(rendered(pipe), trained, atol=1e-3)
-    pipe.delete_adapters("bokehdiff")
-    assert pipe.get_list_adapters() == {}
-
-
-def test_fused_adapters_keep_their_codec_and_settings(tmp_path: Path) -> None:
-    pipe = base_pipeline()
-    pipe.load_bokeh_weights(written(tmp_path))
-    trained = rendered(pipe)
-    pipe.fuse_lora()
-    pipe.unload_lora_weights()
-    assert not any("lora" in name for name, _ in pipe.unet.named_parameters())
-    assert torch.allclose(rendered(pipe), trained, atol=1e-3)
-    assert pipe.config.timestep == 399
-
-
 def test_loaded_adapters_become_the_active_ones(tmp_path: Path) -> None:
     pipe = base_pipeline()
     pipe.load_lora_weights(written(tmp_path / "style", vae="none"), adapter_name="style")
@@ -543,20 +409,6 @@ def test_weights_that_do_not_fit_change_nothing(
     assert_unchanged(shared_pipe, before)
 
 
-def test_one_set_at_a_time(tmp_path: Path) -> None:
-    folder = written(tmp_path)
-    pipe = base_pipeline()
-    pipe.load_bokeh_weights(folder)
-    before = state_of(pipe)
-    for name in ("bokehdiff", "another"):
-        with pytest.raises(ValueError, match=r"'bokehdiff'.*unload_lora_weights\(\)"):
-            pipe.load_bokeh_weights(folder, adapter_name=name)
-    assert_unchanged(pipe, before)
-    pipe.unload_lora_weights()
-    pipe.load_bokeh_weights(folder, adapter_name="another")
-    assert pipe.get_list_adapters() == {"unet": ["another"]}
-
-
 def test_a_name_that_is_taken(tmp_path: Path) -> None:
     folder = written(tmp_path)
     pipe = base_pipeline()
@@ -633,6 +485,96 @@ def test_weights_fetched_before_load_without_a_network(
         pipe.load_bokeh_weights("owner/bokeh", subfolder="small")
     with pytest.raises(ValueError, match="'no name'.*fetched from the Hub"):
         pipe.load_bokeh_weights("no name")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub on this machine, with an empty cache."""
+    with HubServer() as server:
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", server.token)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server
+
+
+def upload(hub: HubServer, name: str, folder: Path) -> None:
+    """All files of a folder, as if they had been committed."""
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    hub.repositories[name] = Repository(files=files)
+
+
+def authors_repository(folder: Path) -> Path:
+    """Two files in a folder ``small/``, and others around them."""
+    weights = usual_weights()
+    (folder / "small").mkdir(parents=True)
+    save_file(weights.unet_lora, folder / "small" / LORA_FILE, metadata={"format": "pt"})
+    codec = {name: value.detach() for name, value in weights.vae.items()}
+    torch.save(codec, folder / "small" / OFFICIAL_VAE_FILE)
+    (folder / "README.md").write_text("# BokehDiff")
+    save_file({"weight": torch.zeros(3)}, folder / "depth.safetensors")
+    save_file({"weight": torch.zeros(3)}, folder / "small" / "optimizer.safetensors")
+    return folder
+
+
+def test_the_authors_repository(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # They have layers that are not trained here, so the adapters say themselves which they are.
+    folder = authors_repository(tmp_path / "repository")
+    lora = load_file(folder / "small" / LORA_FILE)
+    settings = {"pisa": PISA, "timestep": 499, "vae_file": OFFICIAL_VAE_FILE}
+    header = {"format": "pt", "bokehdiff": json.dumps(settings)}
+    save_file(lora, folder / "small" / LORA_FILE, metadata=header)
+    upload(hub, "owner/bokehdiff", folder)
+
+    pipe = base_pipeline()
+    before = state_of(pipe)
+    # Without the folder, the sentence says where the weights are.
+    for options in ({}, {"subfolder": "large"}):
+        with pytest.raises(ValueError, match="no trained weights.*subfolder='small'"):
+            pipe.load_bokeh_weights("owner/bokehdiff", **options)
+    with pytest.raises(ValueError, match="'owner/nothing'.*could be fetched.*no such repository"):
+        pipe.load_bokeh_weights("owner/nothing", subfolder="small")
+    with pytest.raises(ValueError, match="could be fetched.*no revision 'v2'"):
+        pipe.load_bokeh_weights("owner/bokehdiff", subfolder="small", revision="v2")
+    assert_unchanged(pipe, before)
+
+    pipe.load_bokeh_weights("owner/bokehdiff", subfolder="small")
+    wanted = rendered(pipe)
+    assert pipe.config.timestep == 499 and pipe.config.pisa == PISA
+    fetched = {path.partition("/main/")[2] or path for _, path, _ in hub.requests}
+    assert not any("depth" in path or "README" in path or "optimizer" in path for path in fetched)
+
+    # Again without the Hub: switched off, or gone.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    again = base_pipeline()
+    again.load_bokeh_weights("owner/bokehdiff", subfolder="small")
+    assert torch.equal(rendered(again), wanted)
+    with pytest.raises(ValueError, match="'owner/bokehdiff' on the Hub holds no trained weights"):
+        base_pipeline().load_bokeh_weights("owner/bokehdiff")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    again.unload_lora_weights()
+    again.load_bokeh_weights("owner/bokehdiff", subfolder="small")
+    assert torch.equal(rendered(again), wanted)
+
+
+def test_a_repository_without_its_codec(tmp_path: Path, hub: HubServer) -> None:
+    folder = authors_repository(tmp_path / "repository")
+    (folder / "small" / OFFICIAL_VAE_FILE).unlink()
+    upload(hub, "owner/bokehdiff", folder)
+    pipe = base_pipeline()
+    with pytest.raises(ValueError, match=f"lacks {OFFICIAL_VAE_FILE}.*Copy or download both"):
+        pipe.load_bokeh_weights("owner/bokehdiff", subfolder="small")
+    assert pipe.get_list_adapters() == {}
 
 
 # -- The codec under autocast --------------------------------------------------------------------
