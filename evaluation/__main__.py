@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,10 @@ EXAMPLES = """examples:
   python -m evaluation speed pisa --tokens 1024,4096,16384 --backward --out pisa.json
   python -m evaluation speed pisa --grid 48x96 --radius 3.2,8 --backend local --backend reference
   python -m evaluation speed pisa --device cuda --dtype bfloat16 --tokens 4096,65536 --plot a.png
+  python -m evaluation speed pipeline --flops --size 1024x1024 --size 1536x1024
+  python -m evaluation speed pipeline --device cuda --dtype bfloat16 --size 1024x1024
+  python -m evaluation speed pipeline --refocus --shapes tiny --size 512x512
+  python -m evaluation speed pipeline --megapixels 1,4,12,24 --model tiny
 """
 
 
@@ -94,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     add_render(subjects)
     add_classical(subjects)
     add_pisa(subjects)
+    add_pipeline(subjects)
     return whole
 
 
@@ -222,11 +228,83 @@ def add_pisa(subjects: argparse._SubParsersAction) -> None:
     pisa.add_argument("--plot", metavar="FILE", help="draw them to this .png, .pdf or .svg file")
 
 
+def add_pipeline(subjects: argparse._SubParsersAction) -> None:
+    """The arguments of ``speed pipeline``."""
+    pipeline = subjects.add_parser(
+        "pipeline",
+        help="every stage of the diffusion pipeline, at the size of SDXL",
+        description="Measure every stage of the pipeline with networks of the shapes of Stable "
+        "Diffusion XL and random weights; count their arithmetic; measure what refocusing saves; "
+        "or measure what a photograph costs as it gets larger.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    mode = pipeline.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--flops", action="store_true", help="count arithmetic without computing anything"
+    )
+    mode.add_argument(
+        "--refocus",
+        action="store_true",
+        help="a first picture beside a refocus, and eight blur strengths at once beside one by one",
+    )
+    mode.add_argument(
+        "--megapixels",
+        metavar="M,M",
+        help="seconds and peak memory of scikit-image's motorcycle photograph scaled to each of "
+        "these sizes, each in a process of its own",
+    )
+    pipeline.add_argument(
+        "--size",
+        action="append",
+        metavar="WxH",
+        help="width and height of the photo in pixels; may be given several times. Default: "
+        "1024x1024 and 1536x1024.",
+    )
+    pipeline.add_argument(
+        "--shapes",
+        choices=["sdxl", "tiny"],
+        help="networks: sdxl (default), or tiny, the same blocks with few channels",
+    )
+    pipeline.add_argument("--model", metavar="FOLDER", help="with --megapixels; default: tiny, "
+                          "the checkpoint inside the package")  # fmt: skip
+    pipeline.add_argument(
+        "--radius",
+        type=float,
+        default=32.0,
+        metavar="PX",
+        help="radius of the largest circle of confusion in pixels, default %(default)g; with "
+        "--flops, of every circle",
+    )
+    pipeline.add_argument(
+        "--radius-scales",
+        action="store_true",
+        help="with --megapixels: --radius is that of the first size, and grows with the sides",
+    )
+    pipeline.add_argument(
+        "--tiling", metavar="TILES", help="with --megapixels: as of bokehdiff render"
+    )
+    pipeline.add_argument(
+        "--compile", action="store_true", help="compile UNet and codec with torch.compile"
+    )
+    pipeline.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        help="of weights and activations, default float32",
+    )
+    pipeline.add_argument("--repeats", type=int, help="rounds that count, default 10")
+    pipeline.add_argument("--threads", type=int, default=1, help="CPU threads, default %(default)s")
+    pipeline.add_argument("--device", default="cpu", help="cpu (default), cuda")
+    pipeline.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
+
+
 def check_before_work(arguments: argparse.Namespace) -> None:
     """Raises ValueError for what would fail only after minutes of work, in any protocol."""
     packages = ["scipy.ndimage", "skimage"]
     if arguments.protocol == "speed" and arguments.subject == "pisa":
         packages = ["matplotlib"] if arguments.plot else []
+    if arguments.protocol == "speed" and arguments.subject == "pipeline":
+        packages = ["skimage"] if arguments.megapixels else []
     for package in packages:
         try:
             importlib.import_module(package)
@@ -364,6 +442,34 @@ def measure_pisa(arguments: argparse.Namespace) -> None:
         print(f"Plot: {arguments.plot}")
 
 
+def measure_pipeline(arguments: argparse.Namespace) -> None:
+    """Measures the pipeline in one of four ways; prints the table and writes the JSON."""
+    from evaluation import pipeline_report, report
+
+    measured = pipeline_report.measure(arguments)
+    machine = {**report.hardware(arguments.device), "dtype": measured.dtype}
+    print(measured.table)
+    print()
+    for name, reason in measured.left_out.items():
+        print(f"No row for {name}: {reason}")
+    print(measured.protocol)
+    print(report.hardware_sentence(machine))
+    print(arguments.command_line)
+    if arguments.out:
+        report.write_json(
+            arguments.out,
+            {
+                "benchmark": f"speed pipeline, {measured.mode}",
+                "command": arguments.command_line,
+                "protocol": measured.protocol,
+                "hardware": machine,
+                "left_out": measured.left_out,
+                "pipeline": measured.rows,
+            },
+        )
+        print(f"All figures: {arguments.out}")
+
+
 def evaluate_raytraced(arguments: argparse.Namespace) -> None:
     """Runs the ray-traced benchmark; prints the table and writes the JSON."""
     from evaluation import methods, raytraced, report
@@ -414,6 +520,7 @@ def measure_speed(arguments: argparse.Namespace) -> None:
         "render": measure_render,
         "classical": measure_classical,
         "pisa": measure_pisa,
+        "pipeline": measure_pipeline,
     }
     subjects[arguments.subject](arguments)
 
@@ -423,7 +530,9 @@ PROTOCOLS = {"raytraced": evaluate_raytraced, "speed": measure_speed}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status (2 for a mistake of the caller)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parsed = parser().parse_args(arguments)
+    parsed.command_line = f"python -m evaluation {shlex.join(arguments)}"
     try:
         check_before_work(parsed)
         PROTOCOLS[parsed.protocol](parsed)
