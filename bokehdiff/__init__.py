@@ -16,7 +16,9 @@ TINY: str = str(Path(__file__).parent / "assets" / "tiny")
 
 if TYPE_CHECKING:
     from .attention import PisaConfig, PisaGeometry, pisa_attention
-    from .focus import focus_disparity_at
+    from .camera import Camera, subject_distance_m
+    from .depth import DepthEstimator
+    from .focus import find_focus, focus_disparity_at
     from .images import (
         linear_to_srgb,
         read_disparity,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from .models import AutoencoderSpaceToDepth, LightTransportUNet
     from .optics import (
         circle_of_confusion,
+        collapse_focus_range,
         depth_to_disparity,
         normalise_disparity,
         rescale_strength,
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
         signed_defocus,
         strength_from_camera,
     )
+    from .overlay import coc_overlay
+    from .photographs import Photograph, read_photograph, write_photograph
     from .pipelines import BokehDiffPipeline, BokehDiffPipelineOutput
     from .rendering import Aperture, HighlightBoost, render_bokeh
 
@@ -48,22 +53,31 @@ __all__ = [
     "render_bokeh",
     "Aperture",
     "HighlightBoost",
-    # Read, choose the focus, write.
+    # Read, estimate the disparity, choose the focus, write.
+    "read_photograph",
+    "Photograph",
     "read_image",
     "read_linear_image",
     "read_disparity",
+    "DepthEstimator",
+    "find_focus",
     "focus_disparity_at",
+    "write_photograph",
     "write_image",
     "write_linear_image",
     # From a camera to blur strength, and from distances to disparity.
+    "Camera",
+    "subject_distance_m",
     "strength_from_camera",
     "sensor_width_from_equivalent",
     "rescale_strength",
     "depth_to_disparity",
     "normalise_disparity",
     # How blurred each pixel becomes.
+    "coc_overlay",
     "circle_of_confusion",
     "signed_defocus",
+    "collapse_focus_range",
     # Display and linear light.
     "srgb_to_linear",
     "linear_to_srgb",
@@ -79,7 +93,11 @@ __all__ = [
 _HOMES = {
     "pipelines": ("BokehDiffPipeline", "BokehDiffPipelineOutput"),
     "rendering": ("render_bokeh", "Aperture", "HighlightBoost"),
-    "focus": ("focus_disparity_at",),
+    "photographs": ("Photograph", "read_photograph", "write_photograph"),
+    "depth": ("DepthEstimator",),
+    "focus": ("find_focus", "focus_disparity_at"),
+    "overlay": ("coc_overlay",),
+    "camera": ("Camera", "subject_distance_m"),
     "images": (
         "read_image",
         "read_linear_image",
@@ -97,6 +115,7 @@ _HOMES = {
         "normalise_disparity",
         "circle_of_confusion",
         "signed_defocus",
+        "collapse_focus_range",
     ),
     "attention": ("pisa_attention", "PisaGeometry", "PisaConfig"),
     "models": ("LightTransportUNet", "AutoencoderSpaceToDepth"),

@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import bokehdiff
-from bokehdiff import images, optics
+from bokehdiff import images, optics, photographs
 from bokehdiff.cli import app
 
 HEIGHT, WIDTH = 6, 8
@@ -495,8 +495,128 @@ WRITING_MISTAKES = [
     ),
 ]
 
+
+def photograph(**changes: Any) -> photographs.Photograph:
+    return photographs.Photograph(**{"image": torch.full((1, 3, 6, 8), 0.5), **changes})
+
+
+def write(folder: Path, name: str, image: object = None, **options: Any) -> Path:
+    like = options.pop("like", photograph())
+    image = like.image if image is None else image
+    return photographs.write_photograph(folder / name, image, like, **options)
+
+
+PHOTOGRAPH_MISTAKES = [
+    Mistake(
+        "photograph that is not there",
+        lambda folder: photographs.read_photograph(folder / "photo.tif"),
+        r"There is no file .*photo\.tif; wanted the photograph",
+        FileNotFoundError,
+    ),
+    Mistake(
+        "camera raw as a photograph",
+        lambda folder: photographs.read_photograph(file_of(folder, "photo.CR3", b"II*")),
+        r"camera raw file; wanted a developed photograph: export it as 16-bit TIFF",
+    ),
+    *(
+        Mistake(
+            f"truncated photograph, {suffix}",
+            lambda folder, suffix=suffix: photographs.read_photograph(truncated(folder, suffix)),
+            r"is damaged or truncated|is damaged, truncated or",
+        )
+        for suffix in (".jpg", ".png", ".tif", ".webp")
+    ),
+    Mistake(
+        "whole numbers as linear light in a photograph",
+        lambda folder: photographs.read_photograph(saved(folder, "a.png", PHOTO), linear=True),
+        r"a\.png holds uint8 values, which are display-encoded; wanted linear light as floats",
+    ),
+    Mistake(
+        "64-bit whole numbers as a photograph",
+        lambda folder: photographs.read_photograph(saved(folder, "a.npy", PHOTO.astype(np.int64))),
+        r"a\.npy holds int64 values; wanted uint8, uint16 or floats",
+    ),
+    Mistake(
+        "seven channels as a photograph",
+        lambda folder: photographs.read_photograph(saved(folder, "a.npy", np.ones((4, 4, 7)))),
+        r"a\.npy has shape \(4, 4, 7\); wanted \(H, W, C\), of 1 to 4 channels",
+    ),
+    Mistake(
+        "floats in 0..255 as a photograph",
+        lambda folder: photographs.read_photograph(
+            saved(folder, "a.npy", PHOTO.astype(np.float32))
+        ),
+        r"a\.npy has values from 0 to 249; wanted display-encoded values in \[0, 1\]",
+    ),
+    Mistake(
+        "photograph into an unknown format",
+        lambda folder: write(folder, "out.psd"),
+        r"out\.psd ends in \.psd; wanted one of \.png, \.jpg",
+    ),
+    Mistake(
+        "photograph into no folder",
+        lambda folder: write(folder / "none", "out.png"),
+        r"no folder .*none; create it first",
+        FileNotFoundError,
+    ),
+    Mistake(
+        "16 bits in a JPEG",
+        lambda folder: write(folder, "out.jpg", bits=16),
+        r"out\.jpg holds 8 bits per channel, not 16; wanted one of \.png, \.tif, \.tiff",
+    ),
+    Mistake(
+        "12 bits",
+        lambda folder: write(folder, "out.png", bits=12),
+        r"bits is 12; wanted 8, 16 or 32 \(floats\)",
+    ),
+    Mistake(
+        "rendering of another size than the opacity",
+        lambda folder: write(
+            folder, "out.png", torch.rand(1, 3, 5, 8), like=photograph(alpha=torch.ones(1, 1, 6, 8))
+        ),
+        r"image is 8 x 5 pixels .*opacity of the photograph 8 x 6; wanted the same size",
+    ),
+    Mistake(
+        "two renderings for one file",
+        lambda folder: write(folder, "out.png", torch.rand(2, 3, 6, 8)),
+        r"2 images for one file; wanted one for each",
+    ),
+    Mistake(
+        "rendering in 0..255",
+        lambda folder: write(folder, "out.png", torch.full((1, 3, 6, 8), 200.0)),
+        r"wanted display-encoded values in \[0, 1\]",
+    ),
+    Mistake(
+        "negative light as a rendering",
+        lambda folder: write(folder, "out.tif", -torch.ones(1, 3, 6, 8), linear=True),
+        r"NaN, infinite or negative values; wanted linear light, finite and from 0 up",
+    ),
+    Mistake(
+        "light as an array",
+        lambda folder: write(folder, "out.tif", PHOTO / 255, linear=True),
+        r"image is ndarray; wanted linear light as a tensor of floats, \(1, 3, H, W\)",
+    ),
+    Mistake(
+        "colour profile that is none",
+        lambda folder: write(folder, "out.png", like=photograph(icc_profile=b"none")),
+        r"icc_profile of the photograph cannot be used \(it has no ICC header\)",
+    ),
+    Mistake(
+        "picture too wide for WebP",
+        lambda folder: write(
+            folder, "out.webp", like=photograph(image=torch.zeros(1, 3, 2, 20000))
+        ),
+        r"out\.webp could not be encoded, 20000 x 2 pixels as WEBP .*; write another format",
+    ),
+]
+
 ALL_MISTAKES = (
-    IMAGE_MISTAKES + DISPARITY_MISTAKES + LIGHT_MISTAKES + OPTICS_MISTAKES + WRITING_MISTAKES
+    IMAGE_MISTAKES
+    + DISPARITY_MISTAKES
+    + LIGHT_MISTAKES
+    + OPTICS_MISTAKES
+    + WRITING_MISTAKES
+    + PHOTOGRAPH_MISTAKES
 )
 
 
@@ -538,7 +658,12 @@ COMMAND_LINE_MISTAKES = [
     ("disparity that is not there", {}, ("--disparity", "x.npy"), r"no disparity map x\.npy"),
     ("df out of range", {}, ("--df", "20"), r"df is 20; wanted .*\[0, 1\]"),
     ("negative strength", {}, ("--K", "-1"), r"K is -1; wanted zero or more"),
-    ("df and focus", {}, ("--df", "0.5", "--focus", "1,1"), r"Both --df and --focus .*one of them"),
+    (
+        "df and focus",
+        {},
+        ("--df", "0.5", "--focus", "1,1"),
+        r"is said by one of --df, --focus .*--df and --focus were given",
+    ),
     ("focus in words", {}, ("--focus", "middle"), r"'middle'; wanted column and row .*512,300"),
     ("focus outside", {}, ("--focus", "99,1"), r"photo\.png: .*outside the picture of 8 x 6"),
     (
@@ -605,7 +730,7 @@ COMMAND_LINE_MISTAKES = [
         "ordinary photograph as HDR",
         {},
         ("--highlights", "hdr"),
-        r"photo\.png has no highlights beyond white; .*without --highlights hdr",
+        r"photo\.png holds uint8 values, which are display-encoded; .*without .*--highlights hdr",
     ),
     (
         "folder that is no model",
@@ -667,7 +792,7 @@ def test_neither_df_nor_focus(tmp_path):
         app, ["render", str(tmp_path / "photo.png"), "--disparity", "x", "-o", "y.png"]
     )
     assert result.exit_code == 1
-    assert "Neither --df nor --focus was given; wanted one of them" in result.stderr
+    assert "none of them was given" in result.stderr
 
 
 def test_several_maps_of_one_name(tmp_path):

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .depth import DEPTH_EXAMPLES, depth
+from .focus_pull import FOCUS_PULL_EXAMPLES, focus_pull
 from .info import info
 from .render import RENDER_EXAMPLES, render
 
@@ -40,6 +42,8 @@ def _root(
 
 
 app.command(epilog=RENDER_EXAMPLES)(render)
+app.command(epilog=FOCUS_PULL_EXAMPLES)(focus_pull)
+app.command(epilog=DEPTH_EXAMPLES)(depth)
 app.command()(info)
 
 

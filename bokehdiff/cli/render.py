@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import enum
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import TINY
-from .speech import Mistake, note, plain_speech, say_error
+from . import options
+from .disparities import depth_estimator, disparity_of, find_disparities
+from .options import LensOptions, parse_focus, parse_range, parse_tiling
+from .renderers import CLASSICAL_METHODS, Method, Prepare, load_renderer, usable_device
+from .speech import Mistake, plain_speech, say_error
 
 if TYPE_CHECKING:
-    import torch
-
+    from ..depth import DepthEstimator
+    from ..lens import LensSetting
     from ..rendering import Aperture
     from ..rendering.highlights import HighlightBoost
 
 RENDER_EXAMPLES = """\b
 Examples:
+  bokehdiff render photo.jpg --focus auto -o blurred.jpg
   bokehdiff render photo.jpg --disparity photo.npy --df 0.7 --K 20 -o blurred.jpg
+  bokehdiff render photo.jpg --focus 512,300 --f-number 1.4 --focal-length 85 -o blurred.jpg
+  bokehdiff render photo.jpg --focus-mask face.png --whole-subject -o blurred.jpg
   bokehdiff render photo.jpg --disparity depth.pfm --normalise --focus 512,300 -o blurred.png
   bokehdiff render shots/*.jpg --disparity maps/ --focus 960,540 -o blurred/
   bokehdiff render shots/*.jpg --disparity 'maps/{stem}_16bit.png' --df 0.5 -o blurred/
@@ -30,17 +34,6 @@ Examples:
   bokehdiff render night.jpg --disparity n.npy --df 0.7 --highlights boost -o out.png
   bokehdiff render night.exr --disparity n.npy --df 0.7 -o out.exr
 """
-
-DISPARITY_SUFFIXES = (".npy", ".npz", ".pfm", ".png", ".tif", ".tiff")
-
-
-class Method(str, enum.Enum):
-    """How the blur is made."""
-
-    model = "model"
-    layered = "layered"
-    scatter = "scatter"
-    pyramid = "pyramid"
 
 
 class Highlights(str, enum.Enum):
@@ -51,23 +44,10 @@ class Highlights(str, enum.Enum):
     hdr = "hdr"
 
 
-CLASSICAL_METHODS = ", ".join(method.value for method in Method if method is not Method.model)
-
-
 def render(
     photos: Annotated[
         list[Path],
         typer.Argument(metavar="PHOTO", help="One or more photographs.", show_default=False),
-    ],
-    disparity: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE",
-            help="The disparity map (larger is nearer): PNG, TIFF, npy, npz or PFM, as large as "
-            "the photograph. For several photographs a folder with maps of the same names (or "
-            "NAME_disp, NAME_disparity), or a pattern with {stem} in it.",
-            show_default=False,
-        ),
     ],
     output: Annotated[
         Path,
@@ -79,6 +59,17 @@ def render(
             show_default=False,
         ),
     ],
+    disparity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The disparity map (larger is nearer): PNG, TIFF, npy, npz or PFM, as large as "
+            "the photograph. For several photographs a folder with maps of the same names (or "
+            "NAME_disp, NAME_disparity), or a pattern with {stem} in it. Default: estimated by "
+            "--depth-model.",
+            show_default=False,
+        ),
+    ] = None,
     df: Annotated[
         float | None,
         typer.Option(
@@ -90,17 +81,42 @@ def render(
     focus: Annotated[
         str | None,
         typer.Option(
-            metavar="X,Y",
-            help="Focus on this pixel instead: column and row from the top left.",
+            metavar="WHERE",
+            help="Focus on this pixel instead, X,Y: column and row from the top left; on the "
+            "middle of a box, X0,Y0,X1,Y1; on the nearest large thing near the centre, auto; or "
+            "where a photograph that is shallow already is sharp, sharpest.",
             show_default=False,
         ),
     ] = None,
-    strength: Annotated[
-        float,
+    focus_mask: Annotated[
+        Path | None,
         typer.Option(
-            "--K", help="Blur strength: pixels of blur radius per unit of disparity; 0 is none."
+            metavar="FILE",
+            help="Focus on what this picture, as large as the photograph, marks in white.",
+            show_default=False,
         ),
-    ] = 20.0,
+    ] = None,
+    focus_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FROM,TO",
+            help="Keep everything between two disparities sharp instead.",
+            show_default=False,
+        ),
+    ] = None,
+    whole_subject: Annotated[
+        bool,
+        typer.Option(
+            "--whole-subject", help="Keep all of the box or mask sharp, not one plane of it."
+        ),
+    ] = False,
+    strength: options.Strength = None,
+    f_number: options.FNumber = None,
+    focal_length: options.FocalLength = None,
+    focal_length_35mm: options.FocalLength35mm = None,
+    sensor_width: options.SensorWidth = None,
+    focus_distance: options.FocusDistance = None,
+    farthest_distance: options.FarthestDistance = None,
     method: Annotated[
         Method | None,
         typer.Option(
@@ -110,22 +126,9 @@ def render(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Model folder or hub id. Default: the small model inside the package.",
-            show_default=False,
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Adapters trained for that --model: folder or hub id.",
-            show_default=False,
-        ),
-    ] = None,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    tiling: options.Tiles = "auto",
     blades: Annotated[
         int | None,
         typer.Option(
@@ -214,35 +217,47 @@ def render(
             show_default=False,
         ),
     ] = None,
-    normalise: Annotated[
+    coc: Annotated[
         bool,
         typer.Option(
-            "--normalise/--no-normalise",
-            help="Stretch each disparity map to [0, 1] first: for stereo pixels, 1/metres and "
-            "other units. --df, --K and --fringe then refer to the stretched map.",
+            "--coc",
+            help="Also write the photograph with its circles of confusion painted over it (green "
+            "in focus, blue in front, red behind), as OUT_coc.png.",
         ),
     ] = False,
-    invalid: Annotated[
-        float | None,
-        typer.Option(
-            help="The number in the disparity file that marks unknown pixels (often 0); they are "
-            "filled from the farther side, as NaN and infinity always are.",
-            show_default=False,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, ...  Default: cuda if there is one.", show_default=False),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite results that exist.")] = False,
+    metric: options.Metric = False,
+    normalise: options.Normalise = False,
+    invalid: options.Invalid = None,
+    depth_model: options.DepthModel = None,
+    device: options.Device = None,
+    force: options.Force = False,
 ) -> None:
     """Blur photographs as a lens would.
 
-    From a disparity map (which says how near each pixel is) and the plane in focus.
+    From the plane in focus and a disparity map, which says how near each pixel is; without one, a
+    depth model estimates it.
     """
     with plain_speech():
-        focus_point = _check_focus_options(df, focus)
-        _check_strength(df, strength)
+        if focus is not None and focus_mask is not None:
+            raise Mistake("--focus and --focus-mask both came; wanted one of them.")
+        where = None if focus is None else parse_focus(focus)
+        if metric and normalise:
+            raise Mistake("--metric and --normalise both came; a stretched map has no unit.")
+        settings = LensOptions(
+            df=df,
+            focus=where if focus_mask is None else focus_mask,
+            focus_range=None if focus_range is None else parse_range(focus_range),
+            whole_subject=whole_subject,
+            strength=strength,
+            f_number=f_number,
+            focal_length_mm=focal_length,
+            focal_length_35mm=focal_length_35mm,
+            sensor_width_mm=sensor_width,
+            focus_distance_m=focus_distance,
+            farthest_distance_m=farthest_distance,
+            metric=metric,
+        )
+        settings.check()
         lens = {
             "blades": blades, "rotation": rotation, "roundness": roundness, "squeeze": squeeze,
             "obstruction": obstruction, "cat_eye": cat_eye, "spherical": spherical,
@@ -251,42 +266,23 @@ def render(
         lens = {name: value for name, value in lens.items() if value is not None}
         if method is None:
             method = _suited_method(photos, model, lens, highlights)
-        if model is not None and method is not Method.model:
-            raise Mistake(f"--model goes with --method model, not with --method {method.value}.")
-        if weights is not None and model is None:
-            raise Mistake("--weights goes with --model, the model that they were trained for.")
         aperture = _aperture(method, lens)
         boost = _boost(method, highlights, highlight_threshold, highlight_gain)
         linear = [_is_linear(photo, method, highlights) for photo in photos]
-        pairs = _pair(photos, disparity)
-        targets = _plan_outputs(photos, linear, output, force)
+        maps = find_disparities(photos, disparity)
+        targets = _plan_outputs(photos, linear, output, force, coc)
+        device = usable_device(device)
+        prepare = load_renderer(
+            method, device, model=model, weights=weights, tiling=parse_tiling(tiling),
+            aperture=aperture, boost=boost,
+        )  # fmt: skip
+        estimator = depth_estimator(depth_model, device) if None in maps else None
         failures = _render_all(
-            pairs, linear, targets, _renderer(method, model, weights, device, aperture, boost),
-            df, focus_point, strength, normalise=normalise, invalid=invalid, force=force,
+            photos, maps, linear, targets, prepare, estimator, settings,
+            normalise=normalise, invalid=invalid, coc=coc, force=force,
         )  # fmt: skip
         if failures:
             raise typer.Exit(1)
-
-
-def _check_focus_options(df: float | None, focus: str | None) -> tuple[float, float] | None:
-    if (df is None) == (focus is None):
-        came = "Neither --df nor --focus was given" if df is None else "Both --df and --focus came"
-        raise Mistake(f"{came}; wanted one of them, to say which plane is in focus.")
-    if focus is None:
-        return None
-    try:
-        x, y = (float(part) for part in focus.split(","))
-    except ValueError:
-        raise Mistake(
-            f"--focus is {focus!r}; wanted column and row of a pixel, for instance --focus 512,300."
-        ) from None
-    return x, y
-
-
-def _check_strength(df: float | None, strength: float) -> None:
-    from ..optics import check_focus_and_strength
-
-    check_focus_and_strength(0.0 if df is None else df, strength, batch_size=1)
 
 
 def _suited_method(
@@ -352,75 +348,25 @@ def _is_linear(photo: Path, method: Method, highlights: Highlights | None) -> bo
     return highlights is Highlights.hdr
 
 
-def _pair(photos: list[Path], disparity: str) -> list[tuple[Path, Path]]:
-    """Finds the disparity map of every photograph."""
-    for photo in photos:
-        if not photo.is_file():
-            what = "is a folder" if photo.is_dir() else "does not exist"
-            raise Mistake(f"{photo} {what}; wanted a photograph.")
-    if "{stem}" in disparity:
-        pairs = [(photo, Path(disparity.replace("{stem}", photo.stem))) for photo in photos]
-        for photo, file in pairs:
-            if not file.is_file():
-                raise Mistake(f"{photo.name} has no disparity map: there is no file {file}.")
-        return pairs
-    source = Path(disparity)
-    if source.is_dir():
-        return [(photo, _find_disparity(source, photo)) for photo in photos]
-    if not source.is_file():
-        raise Mistake(f"There is no disparity map {source}; wanted a file, a folder or a pattern.")
-    if len(photos) > 1:
-        raise Mistake(
-            f"There are {len(photos)} photographs but one disparity map, {source.name}; wanted a "
-            "folder with a map of the same name for each, or a pattern such as 'maps/{stem}.png'."
-        )
-    return [(photos[0], source)]
-
-
-def _find_disparity(folder: Path, photo: Path) -> Path:
-    names = [f"{photo.stem}{ending}" for ending in ("", "_disp", "_disparity")]
-    found = [
-        file
-        for file in sorted(folder.iterdir())
-        if file.stem in names
-        and file.suffix.lower() in DISPARITY_SUFFIXES
-        and not file.samefile(photo)
-    ]
-    if not found:
-        raise Mistake(
-            f"{folder} has no disparity map for {photo.name}; wanted {', '.join(names)} with one "
-            f"of the endings {' '.join(DISPARITY_SUFFIXES)}."
-        )
-    if len(found) > 1:
-        raise Mistake(
-            f"{folder} has several disparity maps for {photo.name}: "
-            f"{', '.join(file.name for file in found)}; wanted one. Say which with a pattern, for "
-            f"instance --disparity '{folder}/{{stem}}{found[0].suffix}'."
-        )
-    return found[0]
-
-
-def _plan_outputs(photos: list[Path], linear: list[bool], output: Path, force: bool) -> list[Path]:
+def _plan_outputs(
+    photos: list[Path], linear: list[bool], output: Path, force: bool, coc: bool
+) -> list[Path]:
     """Decides every output file, and refuses before anything is rendered."""
-    from ..images import (
-        FLOAT_SUFFIXES,
-        LINEAR_LIGHT_SUFFIXES,
-        PICTURE_FORMATS,
-        WRITABLE_SUFFIXES,
-        open_image_io,
-    )
+    from ..linear_images import LINEAR_LIGHT_SUFFIXES
+    from ..photographs import PHOTOGRAPH_SUFFIXES
+    from ..picture_encoding import check_encoder
 
     suffix = output.suffix.lower()
     into_folder = output.is_dir() or suffix == "" or len(photos) > 1
-    if len(photos) > 1 and suffix in WRITABLE_SUFFIXES and not output.is_dir():
+    if len(photos) > 1 and suffix in PHOTOGRAPH_SUFFIXES and not output.is_dir():
         raise Mistake(
             f"-o {output} is one file for {len(photos)} photographs; wanted a folder, for instance "
             f"-o {output.with_suffix('')}."
         )
-    if not into_folder and suffix not in WRITABLE_SUFFIXES:
+    if not into_folder and suffix not in PHOTOGRAPH_SUFFIXES:
         raise Mistake(
             f"-o {output} ends in {suffix}; wanted a folder, or a file ending in one of "
-            f"{' '.join(WRITABLE_SUFFIXES)}."
+            f"{' '.join(PHOTOGRAPH_SUFFIXES)}."
         )
     if into_folder and output.is_file():
         raise Mistake(f"-o {output} is a file; wanted a folder for the results.")
@@ -430,7 +376,9 @@ def _plan_outputs(photos: list[Path], linear: list[bool], output: Path, force: b
     if into_folder:
         targets = []
         for photo, is_linear in zip(photos, linear, strict=True):
-            kept = photo.suffix.lower() in (FLOAT_SUFFIXES if is_linear else PICTURE_FORMATS)
+            kept = photo.suffix.lower() in PHOTOGRAPH_SUFFIXES
+            if photo.suffix.lower() in (*LINEAR_LIGHT_SUFFIXES, ".npy"):
+                kept = is_linear
             targets.append(output / (photo.name if kept else f"{photo.stem}.png"))
     seen: dict[Path, Path] = {}
     for photo, target in zip(photos, targets, strict=True):
@@ -442,160 +390,81 @@ def _plan_outputs(photos: list[Path], linear: list[bool], output: Path, force: b
         seen[target] = photo
         if target.exists() and any(target.samefile(other) for other in photos):
             raise Mistake(f"{target} is the photograph itself; wanted another file or folder.")
-    existing = [target for target in targets if target.exists()]
+    overlays = [_overlay_file(target) for target in targets] if coc else []
+    existing = [target for target in [*targets, *overlays] if target.exists()]
     if existing and not force:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise Mistake(
             f"{existing[0]}{more} exists already; nothing was rendered. Choose another -o, or add "
             "--force to overwrite."
         )
-    for target, is_linear in zip(targets, linear, strict=True):
-        holds_floats = is_linear and target.suffix.lower() in (".tif", ".tiff")
-        if holds_floats or target.suffix.lower() in LINEAR_LIGHT_SUFFIXES:
-            open_image_io(target.name)
+    for target in targets:
+        check_encoder(target)
     return targets
 
 
-Renderer = Callable[["torch.Tensor", "torch.Tensor", float, float, bool], "torch.Tensor"]
-"""render(image, disparity, df, K, linear): `linear` says whether image and result are linear light
-(1, 3, H, W), else they are display-encoded in [0, 1]."""
-
-
-def _renderer(
-    method: Method,
-    model: str | None,
-    weights: str | None,
-    device: str | None,
-    aperture: Aperture | None,
-    boost: HighlightBoost | None,
-) -> Renderer:
-    """Gives the function that renders one photograph, with the model loaded."""
-    import torch
-
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise Mistake(f"--device {device} cannot be used ({reason}); try --device cpu.") from None
-    if method is not Method.model:
-        from ..rendering import render_bokeh
-
-        def classical(
-            image: torch.Tensor, disparity: torch.Tensor, df: float, K: float, linear: bool
-        ) -> torch.Tensor:
-            return render_bokeh(
-                image.to(device), disparity.to(device), df, K,
-                aperture=aperture, method=method.value, highlights="hdr" if linear else boost,
-            )  # fmt: skip
-
-        return classical
-
-    folder = TINY if model is None else os.path.expanduser(model)
-    if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "model_index.json")):
-        raise Mistake(
-            f"{folder} is no model: it has no model_index.json; wanted a folder written by "
-            "save_pretrained, or a hub id."
-        )
-    if model is None and not os.path.isdir(folder):
-        raise Mistake(
-            f"The model inside the package is missing ({folder}); reinstall bokehdiff, or use "
-            "--model."
-        )
-    from diffusers.utils import logging
-
-    from ..pipelines import BokehDiffPipeline
-
-    if os.path.isdir(folder):  # a download has something to show, a folder loads at once
-        logging.disable_progress_bar()
-    pipe = BokehDiffPipeline.from_pretrained(folder)
-    if weights is not None:
-        pipe.load_bokeh_weights(weights)
-    pipe.to(device)
-
-    def diffuse(
-        image: torch.Tensor, disparity: torch.Tensor, df: float, K: float, linear: bool
-    ) -> torch.Tensor:
-        scene = pipe.prepare(image, disparity)
-        rendered: torch.Tensor = pipe.render(scene, df, K, output_type="pt")[0]
-        return rendered
-
-    return diffuse
+def _overlay_file(target: Path) -> Path:
+    """Where the circles of confusion of a result are shown."""
+    return target.with_name(f"{target.stem}_coc.png")
 
 
 def _render_all(
-    pairs: list[tuple[Path, Path]],
+    photos: list[Path],
+    maps: list[Path | None],
     linear: list[bool],
     targets: list[Path],
-    renderer: Renderer,
-    df: float | None,
-    focus_point: tuple[float, float] | None,
-    strength: float,
+    prepare: Prepare,
+    estimator: DepthEstimator | None,
+    settings: LensOptions,
     *,
     normalise: bool,
     invalid: float | None,
+    coc: bool,
     force: bool,
 ) -> int:
     """Renders one by one, past any that fail; returns how many failed."""
     import torch
     from tqdm import tqdm
 
-    from ..focus import focus_disparity_at
-    from ..images import read_image, read_linear_image
+    from ..images import linear_to_srgb, write_image
+    from ..overlay import coc_overlay
+    from ..photographs import read_photograph, write_photograph
 
     failures = 0
-    bar = tqdm(total=len(pairs), unit="photo", file=sys.stderr)
+    bar = tqdm(total=len(photos), unit="photo", file=sys.stderr)
     with bar, torch.inference_mode():
-        for (photo, disparity_file), is_linear, target in zip(pairs, linear, targets, strict=True):
+        for photo, map_file, is_linear, target in zip(photos, maps, linear, targets, strict=True):
             bar.set_description(photo.name)
             try:
-                image = read_linear_image(photo) if is_linear else read_image(photo)
-                disparity = _read_matching_disparity(disparity_file, image, normalise, invalid)
-                plane = df
-                if focus_point is not None:
-                    plane = focus_disparity_at(disparity, *focus_point)
-                assert plane is not None
-                result = renderer(image, disparity, plane, strength, is_linear)
+                read = read_photograph(photo, linear=is_linear or None)
+                shown = linear_to_srgb(read.image).clamp(max=1) if read.linear else read.image
+                image = read.image if is_linear else read.display_encoded(photo.name)
+                disparity, metric = disparity_of(
+                    map_file, shown, estimator,
+                    metric=settings.metric, normalise=normalise, invalid=invalid,
+                )  # fmt: skip
+                lens = settings.choose(photo, shown, disparity, metric)
+                result = prepare(image, disparity, metric, is_linear)(lens)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _write(target, result, is_linear, force)
+                if is_linear:
+                    result = result.clamp(min=0)
+                write_photograph(target, result, read, linear=is_linear, overwrite=force)
+                if coc:
+                    overlay = coc_overlay(shown, lens.signed_defocus(disparity))
+                    write_image(_overlay_file(target), overlay, overwrite=force)
             except (ValueError, OSError) as mistake:
                 failures += 1
                 with bar.external_write_mode(file=sys.stderr):
                     say_error(f"{photo}: {mistake}")
             else:
                 with bar.external_write_mode(file=sys.stderr):
-                    typer.echo(f"{target} (df {plane:.4g}, K {strength:g})")
+                    typer.echo(f"{target} ({described(lens)})")
             bar.update()
     return failures
 
 
-def _write(target: Path, result: torch.Tensor, linear: bool, force: bool) -> None:
-    """Writes a result; linear light is kept where the file can hold it, else cut off at white."""
-    from ..images import FLOAT_SUFFIXES, linear_to_srgb, write_image, write_linear_image
-
-    if linear and target.suffix.lower() in FLOAT_SUFFIXES:
-        write_linear_image(target, result.clamp(min=0), overwrite=force)
-    else:
-        shown = linear_to_srgb(result) if linear else result
-        write_image(target, shown.clamp(0, 1), overwrite=force)
-
-
-def _read_matching_disparity(
-    file: Path, image: torch.Tensor, normalise: bool, invalid: float | None
-) -> torch.Tensor:
-    """Reads a disparity map and checks it against its photograph: (1, 1, H, W) in [0, 1]."""
-    from ..images import as_disparity_batch, read_disparity
-    from ..optics import normalise_disparity
-
-    disparity = read_disparity(file, invalid=invalid)
-    if normalise:
-        disparity = normalise_disparity(disparity)[0]
-    disparity = as_disparity_batch(disparity, 1, *image.shape[-2:])
-    low, high = float(disparity.min()), float(disparity.max())
-    if not normalise and 0 < high - low < 0.1:
-        note(
-            f"{file.name} spans only {low:.3g} to {high:.3g} of [0, 1], so there will be little "
-            "blur. If it is in another unit, add --normalise."
-        )
-    return disparity
+def described(lens: LensSetting) -> str:
+    """Focus and blur of one picture in a few words."""
+    plane, nearer = float(lens.df), float(lens.df_nearer)
+    focus = f"df {plane:.4g}" if plane == nearer else f"df {plane:.4g} to {nearer:.4g}"
+    return f"{focus}, K {float(lens.K):.4g}"
