@@ -22,12 +22,18 @@ The order of the computation, which is also the order of this file:
    composite.
 6. The clean prediction is written as the noise that the closed-form step of the pipeline will
    remove.
+
+Every step can be done in windows, one after the other, and then needs little memory beside what it
+reads and writes: each window gets the margin that the step looks around itself, so the picture is
+the same up to rounding. What reaches across the whole picture, the coarse grids on which hidden
+surfaces are guessed and the light of wide circles of confusion, is small enough to be kept whole.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,11 +49,18 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from ..attention import PisaAttnProcessor, PisaConfig, PisaContext, PisaGeometry
 from ..attention.config import COC_UNITS_PER_TOKEN
-from ..grids import enlarged, filled_from_surroundings, pooled
+from ..grids import enlarged, filled_from_coarser, filled_from_surroundings, pooled
 from ..images import linear_to_srgb, srgb_to_linear
+from ..windows import Window, in_windows, put, windows_of
 
 GROUPS = ("nearer", "own", "farther")  # light by where it comes from, seen from the pixel's surface
 LIGHT_CHANNELS = 4  # red, green, blue and the column of ones that counts how much light arrived
+
+HIDDEN_CELL = 4
+"""Pixels per side of the cells on which hidden surfaces are guessed; a guess has no more detail."""
+
+TOKENS_AT_ONCE = 512
+"""Rows and columns of tokens that PISA works on together where there are windows."""
 
 
 def slab_edges(focal_slab_radius: float, slab_ratio: float, largest_radius: float) -> torch.Tensor:
@@ -79,6 +92,16 @@ def slope_per_token(config: PisaConfig) -> float:
     return math.log(config.hardness) * (config.token_spacing or COC_UNITS_PER_TOKEN)
 
 
+def reach_in_tokens(radius_tokens: float, config: PisaConfig) -> float:
+    """Tokens from which on PISA's soft circle of this radius is exactly 0; infinite without cutoff,
+    or where the length of a token depends on the size of the grid."""
+    slope = math.log(config.hardness)
+    if config.token_spacing is None or config.cutoff <= 0 or slope <= 0:
+        return math.inf
+    beyond = -math.log(config.cutoff) / slope
+    return math.ceil((radius_tokens * COC_UNITS_PER_TOKEN + beyond) / config.token_spacing)
+
+
 @functools.lru_cache(maxsize=8)
 def calibration_table(slope: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Radii from 0 to 12 tokens in steps of 0.01, and the second moment PISA gives each of them."""
@@ -107,18 +130,17 @@ def calibrated_token_radius(
     return torch.where(wanted > table_moment[-1], wide, inside).to(radius_pixels.dtype)
 
 
-def surface_channels(
-    light: torch.Tensor, disparity: torch.Tensor, defocus: torch.Tensor
-) -> torch.Tensor:
-    """(B, 7, H, W): colour and a column of ones, radius; disparity and squashed defocus, by which
-    queries and keys know where they lie."""
-    return torch.cat(
-        [light, torch.ones_like(defocus), defocus.abs(), disparity, torch.asinh(defocus)], 1
-    )
+def numbers_in(values: torch.Tensor) -> set[int]:
+    """The different whole numbers from -1 up in a tensor."""
+    return {number - 1 for number in (values.flatten() + 1).bincount().nonzero()[:, 0].tolist()}
 
 
 def hidden_surfaces(
-    light: torch.Tensor, disparity: torch.Tensor, defocus: torch.Tensor, slab_of_pixel: torch.Tensor
+    light: torch.Tensor,
+    disparity: torch.Tensor,
+    defocus: torch.Tensor,
+    slab_of_pixel: torch.Tensor,
+    windows: list[Window] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """What probably lies behind each visible surface: the farther surfaces around it, continued.
 
@@ -129,33 +151,60 @@ def hidden_surfaces(
         light: (B, 3, H, W) linear light of the photo.
         disparity, defocus: (B, 1, H, W), of the visible surface.
         slab_of_pixel: (B, 1, H, W) number of its slab, 0 the farthest.
+        windows: windows of the picture, whose sides are multiples of two cells; by default one.
 
     Returns:
         light (B, 3, H, W), disparity and defocus (B, 1, H, W) of the surface behind, and where the
         lens can see that far behind the edge (B, 1, H, W).
     """
-    cell = 4  # pixels; a guess needs no more detail
     height, width = defocus.shape[-2:]
-    visible = torch.cat([light, disparity, defocus, torch.ones_like(defocus)], 1)
-    hidden = torch.zeros_like(visible[:, :-1])
-    distance = torch.full_like(defocus, math.inf)
-    slabs = torch.unique(slab_of_pixel).tolist()
-    cells = {slab: pooled(visible * (slab_of_pixel == slab), cell) for slab in slabs}
-    for slab in slabs:
-        # The slabs just behind may hold the same slanted surface: the first does not count, and
-        # the farther away the more.
-        behind = [cells[other] * (slab - 1 - other) for other in slabs if other < slab - 1]
-        if not behind:
-            continue
-        values, steps = filled_from_surroundings(torch.stack(behind).sum(0))
-        values = F.interpolate(values, scale_factor=cell, mode="bilinear", align_corners=False)
-        steps = F.interpolate(steps, scale_factor=cell)
-        here = slab_of_pixel == slab
-        hidden = torch.where(here, values[..., :height, :width], hidden)
-        distance = torch.where(here, cell * steps[..., :height, :width], distance)
-    light, disparity, hidden_defocus = hidden[:, :3], hidden[:, 3:4], hidden[:, 4:5]
-    seen = distance <= defocus.abs() + hidden_defocus.abs() + cell
-    return light, disparity, hidden_defocus, seen
+    windows = windows or windows_of(height, width)
+    slabs_of_windows = [numbers_in(window.crop(slab_of_pixel)) for window in windows]
+    farthest, nearest = min(map(min, slabs_of_windows)), max(map(max, slabs_of_windows))
+
+    def cells_of(slab: int) -> torch.Tensor:
+        """What is visible of one slab, times how much of each cell it fills, and that share."""
+        rows, columns = -(-height // HIDDEN_CELL), -(-width // HIDDEN_CELL)
+        cells = light.new_zeros(light.shape[0], 6, rows, columns)
+        for window, slabs in zip(windows, slabs_of_windows, strict=True):
+            if slab in slabs:
+                here = window.crop(slab_of_pixel) == slab
+                maps = [window.crop(values) * here for values in (light, disparity, defocus)]
+                part = pooled(torch.cat([*maps, here.to(light.dtype)], 1), HIDDEN_CELL)
+                cells = put(cells, window, part, HIDDEN_CELL)
+        return cells
+
+    hidden = light.new_zeros(light.shape[0], 5, height, width)
+    seen = torch.zeros_like(slab_of_pixel, dtype=torch.bool)
+    # The slabs just behind may hold the same slanted surface: the first does not count, and the
+    # farther away the more. `farther` is the sum of all slabs behind, `known` the weighted sum.
+    farther = cells_of(farthest)
+    known = torch.zeros_like(farther)
+    for slab in range(farthest + 1, nearest + 1):
+        if slab > farthest + 1 and any(slab in slabs for slabs in slabs_of_windows):
+            coarse, coarse_steps = filled_from_surroundings(pooled(known, 2))
+            for window, slabs in zip(windows, slabs_of_windows, strict=True):
+                if slab not in slabs:
+                    continue
+                outer = window.grown(2 * HIDDEN_CELL)
+                values, steps = filled_from_coarser(
+                    outer.crop(known, HIDDEN_CELL),
+                    outer.crop(coarse, 2 * HIDDEN_CELL),
+                    outer.crop(coarse_steps, 2 * HIDDEN_CELL),
+                )
+                values = F.interpolate(
+                    values, scale_factor=HIDDEN_CELL, mode="bilinear", align_corners=False
+                )
+                steps = F.interpolate(steps, scale_factor=HIDDEN_CELL)
+                values, steps = (window.crop(one, origin=outer) for one in (values, steps))
+                here = window.crop(slab_of_pixel) == slab
+                reach = window.crop(defocus).abs() + values[:, 4:5].abs() + HIDDEN_CELL
+                in_sight = here & (HIDDEN_CELL * steps <= reach)
+                seen = put(seen, window, window.crop(seen) | in_sight)
+                hidden = put(hidden, window, torch.where(here, values, window.crop(hidden)))
+        known = known + farther
+        farther = farther + cells_of(slab)
+    return hidden[:, :3], hidden[:, 3:4], hidden[:, 4:5], seen
 
 
 def start_at_zero(layer: nn.Conv2d) -> nn.Conv2d:
@@ -198,19 +247,84 @@ class ConvolutionalUNet(nn.Module):
         self.upsamplers = nn.ModuleList(nn.Conv2d(coarse, 4 * fine, 1) for fine, coarse in pairs)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
         start_at_zero(self.conv_out)
+        self.reach = 2 * blocks  # pixels of their resolution that the blocks look around
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        hidden = self.conv_in(hidden)
+    def forward(
+        self,
+        evidence: Callable[[Window], torch.Tensor],
+        result: Callable[[Window, torch.Tensor], torch.Tensor],
+        size: tuple[int, int],
+        side: int | None = None,
+    ) -> torch.Tensor:
+        """What ``result`` makes of the network's output, (B, C, height, width).
+
+        Each resolution is done in windows of its own before the next, so that no margin is wider
+        than the reach of its few convolutions.
+
+        Args:
+            evidence: the input (B, in_channels, rows, columns) of a window.
+            result: of a window and the output (B, out_channels, rows, columns) there.
+            size: height and width of the input, multiples of 2 to the number of halvings.
+            side: pixels per side of the windows at each resolution; without it, all at once.
+        """
+        windows = [
+            windows_of(size[0] >> level, size[1] >> level, side) for level in range(len(self.down))
+        ]
+
+        def down(level: int, finer: torch.Tensor, outer: Window) -> torch.Tensor:
+            hidden = F.pixel_unshuffle(outer.scaled(2).crop(finer), 2)
+            return self.down[level](self.downsamplers[level - 1](hidden))
+
+        def up(level: int, coarser: torch.Tensor, outer: Window) -> torch.Tensor:
+            hidden = F.pixel_shuffle(self.upsamplers[level](outer.crop(coarser, 2)), 2)
+            return self.up[level](outer.crop(skips[level]) + hidden)
+
+        hidden = in_windows(
+            lambda outer: self.down[0](self.conv_in(evidence(outer))), windows[0], self.reach + 1
+        )
         skips = []
-        for level, block in enumerate(self.down):
-            hidden = block(hidden)
-            if level < len(self.downsamplers):
-                skips.append(hidden)
-                hidden = self.downsamplers[level](F.pixel_unshuffle(hidden, 2))
-        for level in reversed(range(len(self.up))):
-            hidden = skips[level] + F.pixel_shuffle(self.upsamplers[level](hidden), 2)
-            hidden = self.up[level](hidden)
-        return self.conv_out(F.silu(hidden))
+        for level in range(1, len(self.down)):
+            skips.append(hidden)
+            step = functools.partial(down, level, hidden)
+            hidden = in_windows(step, windows[level], self.reach)
+        for level in reversed(range(1, len(self.up))):
+            hidden = in_windows(functools.partial(up, level, hidden), windows[level], self.reach)
+            skips.pop()
+
+        def output(window: Window) -> torch.Tensor:
+            outer = window.grown(self.reach + 2)  # even, as the coarser pixels are two wide
+            finest = up(0, hidden, outer) if skips else outer.crop(hidden)
+            return result(window, window.crop(self.conv_out(F.silu(finest)), origin=outer))
+
+        return in_windows(output, windows[0])
+
+
+class SlabTokens:
+    """The tokens of one slab, each window of them made when it is first looked at.
+
+    Args:
+        make: of a window; gives (B, 7, rows, columns): colour, a column of ones and radius in
+            pixels of what lies in the slab, all times coverage; disparity and squashed defocus of
+            all that is there, by which queries and keys know where they lie.
+        windows: of the picture, in pixels.
+        size: pixels per token side.
+    """
+
+    def __init__(
+        self, make: Callable[[Window], torch.Tensor], windows: list[Window], size: int
+    ) -> None:
+        self.size = size
+        self._make, self._missing = make, list(windows)
+        self._tokens: torch.Tensor | None = None
+
+    def crop(self, wanted: Window) -> torch.Tensor:
+        """(B, 7, rows, columns) of a window of the grid of tokens."""
+        pixels = wanted.scaled(self.size)
+        for window in [one for one in self._missing if one.overlaps(pixels)]:
+            self._tokens = put(self._tokens, window, self._make(window), self.size)
+            self._missing.remove(window)
+        assert self._tokens is not None, "no windows"
+        return wanted.crop(self._tokens)
 
 
 class LightTransport(nn.Module):
@@ -270,14 +384,20 @@ class LightTransport(nn.Module):
             size *= 2
         return size
 
-    def spread(self, surface: torch.Tensor, slab: int, member: torch.Tensor) -> torch.Tensor:
-        """What the light of one slab leaves at every pixel: (B, 4, H, W), colour times coverage,
-        and coverage.
+    def slab_of(self, defocus: torch.Tensor) -> torch.Tensor:
+        """Number of the slab in which surfaces of this signed defocus lie, int16."""
+        return torch.bucketize(defocus.contiguous(), self.edges, out_int32=True).short()
+
+    def spread(self, tokens: SlabTokens, block: Window) -> tuple[Window, torch.Tensor] | None:
+        """What the light that one block of tokens sends leaves at all tokens that it reaches.
 
         Args:
-            surface: (B, 7, H, W), see :func:`surface_channels`.
-            slab: its number.
-            member: (B, 1, H, W), pixels whose surface lies in it.
+            tokens: those of a slab.
+            block: a window of their grid.
+
+        Returns:
+            The window reached and, on it, (B, 4, rows, columns) colour times coverage, and
+            coverage; None where nothing sends light.
         """
         processor = self.attn.processor
         if not isinstance(processor, PisaAttnProcessor) or processor.context is None:
@@ -286,65 +406,174 @@ class LightTransport(nn.Module):
                 "something replaced the attention processors. Put it back with "
                 "bokehdiff.attention.install_pisa(unet, ['light_transport.attn'])."
             )
-        height, width = surface.shape[-2:]
-        size = self.token_size(slab)
-        # Only members send light; where a token lies is asked of every token.
-        lit, placed = surface[:, : LIGHT_CHANNELS + 1], surface[:, LIGHT_CHANNELS + 1 :]
-        tokens = pooled(torch.cat([lit * member, placed], 1), size)
-        carried, radius, placed = tokens.split([LIGHT_CHANNELS, 1, 2], 1)
-        coverage = carried[:, -1:]
-        radius = radius / coverage.clamp_min(1e-6)
         config = processor.context.config
+        column = tokens.crop(block)[:, LIGHT_CHANNELS - 1 : LIGHT_CHANNELS + 1].detach()
+        coverage, pixels = column.split(1, 1)
+        sends = coverage > 0
+        if not bool(sends.any()):
+            return None
+        pixels = pixels[sends] / coverage[sends].clamp_min(1e-6)
+        radius = torch.zeros_like(coverage)
+        radius[sends] = calibrated_token_radius(pixels, tokens.size, slope_per_token(config))
+
+        reach = reach_in_tokens(float(radius.max()), config)
+        outer = block.grown(int(min(reach, max(block.height, block.width))))
+        around = tokens.crop(outer)
+        maps = [torch.zeros_like(around[:, :1]), torch.zeros_like(around[:, :1], dtype=torch.bool)]
+        for outer_map, block_map in zip(maps, (radius, sends), strict=True):
+            block.crop(outer_map, origin=outer).copy_(block_map)
         geometry = PisaGeometry.build(
-            calibrated_token_radius(radius, size, slope_per_token(config)).detach(),
+            maps[0],
             None,  # one slab lies at one depth; what covers what is settled by the compositing
             config=config,
-            emitters=coverage > 0,
+            emitters=maps[1],
             byte_budget=0,  # tables that serve one layer once are not worth keeping
         )
-        tokens = torch.cat([carried, placed], 1)
-        tokens = tokens.flatten(2).transpose(1, 2).to(self.attn.to_q.weight.dtype)
-        arrived = self.attn(tokens, pisa_geometry=geometry).to(surface.dtype)
-        arrived = arrived.transpose(1, 2).unflatten(2, carried.shape[-2:])
-        return enlarged(arrived, size)[..., :height, :width]
+        carried, _, placed = around.split([LIGHT_CHANNELS, 1, 2], 1)
+        states = torch.cat([carried, placed], 1).flatten(2).transpose(1, 2)
+        arrived = self.attn(states.to(self.attn.to_q.weight.dtype), pisa_geometry=geometry)
+        arrived = arrived.to(around.dtype).transpose(1, 2)
+        return outer, arrived.unflatten(2, around.shape[-2:])
 
+    def spread_all(
+        self, tokens: SlabTokens, grid: tuple[int, int], senders: list[Window], at_once: int | None
+    ) -> tuple[torch.Tensor, list[Window]]:
+        """What the light of a whole slab leaves at each token, and where any arrives.
+
+        Args:
+            tokens: those of the slab.
+            grid: rows and columns of tokens.
+            senders: windows of pixels outside of which nothing sends light.
+            at_once: rows and columns of tokens that send their light together; None for all.
+
+        Returns:
+            (B, 4, *grid) as of :meth:`spread`, and windows of the grid.
+        """
+        arrived, reached = None, []
+        for block in windows_of(*grid, at_once):
+            pixels = block.scaled(tokens.size)
+            if not any(pixels.overlaps(sender) for sender in senders):
+                continue
+            found = self.spread(tokens, block)
+            if found is None:
+                continue
+            outer, part = found
+            reached.append(outer)
+            if at_once is None:
+                return part, reached
+            if arrived is None:
+                arrived = part.new_zeros(*part.shape[:2], *grid)
+            outer.crop(arrived).add_(part)
+        assert arrived is not None, "a slab without light"
+        return arrived, reached
+
+    @torch.compiler.disable(reason="Which slabs there are depends on the scene.")
     def forward(
-        self, light: torch.Tensor, disparity: torch.Tensor, defocus: torch.Tensor
+        self,
+        light: torch.Tensor,
+        disparity: torch.Tensor,
+        defocus: torch.Tensor,
+        windows: list[Window] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Render (B, 3, H, W) linear light.
+
+        Args:
+            light: (B, 3, H, W).
+            disparity, defocus: (B, 1, H, W); defocus signed, in pixels.
+            windows: windows of the picture, whose sides are multiples of :attr:`window_multiple`;
+                by default one.
 
         Returns premultiplied (B, 4, H, W) sums: ``composite`` (light accepted front to
         back, coverage at most 1) and, relative to the pixel's own surface, all that arrived from
         ``nearer``, ``own`` and ``farther`` slabs.
         """
-        slab_of_pixel = torch.bucketize(defocus.contiguous(), self.edges)
-        behind_light, behind_disparity, behind_defocus, seen = hidden_surfaces(
-            light, disparity, defocus, slab_of_pixel
-        )
-        slab_behind = torch.bucketize(behind_defocus.contiguous(), self.edges).clamp(
-            max=slab_of_pixel - 1
-        )
-        slab_behind = torch.where(seen, slab_behind, -1)
-        visible = surface_channels(light, disparity, defocus)
-        hidden = surface_channels(behind_light, behind_disparity, behind_defocus)
-        composite = torch.zeros_like(visible[:, :LIGHT_CHANNELS])
-        groups = {name: torch.zeros_like(composite) for name in GROUPS}
+        height, width = defocus.shape[-2:]
+        windows = windows or windows_of(height, width)
+        slab_of_pixel = in_windows(lambda window: self.slab_of(window.crop(defocus)), windows)
+        *hidden, seen = hidden_surfaces(light, disparity, defocus, slab_of_pixel, windows)
+
+        def slab_behind_in(window: Window) -> torch.Tensor:
+            slab = self.slab_of(window.crop(hidden[2]))
+            slab = torch.minimum(slab, window.crop(slab_of_pixel) - 1)
+            return torch.where(window.crop(seen), slab, -1)
+
+        slab_behind = in_windows(slab_behind_in, windows)
+        shown = {window: numbers_in(window.crop(slab_of_pixel)) for window in windows}
+        concealed = {window: numbers_in(window.crop(slab_behind)) for window in windows}
+
+        def tokens_of(slab: int, size: int, window: Window) -> torch.Tensor:
+            surface = [window.crop(values) for values in (light, disparity, defocus)]
+            member = window.crop(slab_of_pixel) == slab
+            if slab in concealed[window]:
+                behind = window.crop(slab_behind) == slab
+                member = member | behind
+                surface = [
+                    torch.where(behind, window.crop(values), visible)
+                    for values, visible in zip(hidden, surface, strict=True)
+                ]
+            colour, depth, blur = surface
+            # Only members send light; where a token lies is asked of every token.
+            placed = torch.cat([depth, torch.asinh(blur)], 1)
+            if slab not in shown[window] | concealed[window]:
+                placed = pooled(placed, size)
+                return F.pad(placed, (0, 0, 0, 0, LIGHT_CHANNELS + 1, 0))
+            carried = torch.cat([colour, torch.ones_like(blur), blur.abs()], 1) * member
+            return pooled(torch.cat([carried, placed], 1), size)
+
+        names = ("composite", *GROUPS)
+        sums = {name: light.new_zeros(len(light), LIGHT_CHANNELS, height, width) for name in names}
+        at_once = TOKENS_AT_ONCE if len(windows) > 1 else None
         # A hidden surface may lie in a slab in which nothing is visible.
-        inhabited = torch.unique(torch.cat([slab_of_pixel, slab_behind]))
-        for slab in inhabited[inhabited >= 0].flip(0).tolist():  # the nearest first
-            behind = slab_behind == slab
-            surface = torch.where(behind, hidden, visible)
-            arrived = self.spread(surface, slab, (slab_of_pixel == slab) | behind)
-            coverage = arrived[:, 3:4].clamp_min(0)
-            room = (1 - composite[:, 3:4]).clamp_min(0)
-            composite = composite + arrived * (
-                torch.minimum(coverage, room) / coverage.clamp_min(1e-6)
-            )
-            step = slab - slab_of_pixel
-            groups["nearer"] = groups["nearer"] + arrived * (step > 1)
-            groups["own"] = groups["own"] + arrived * (step.abs() <= 1)
-            groups["farther"] = groups["farther"] + arrived * (step < -1)
-        return {"composite": composite, **groups}
+        inhabited = set().union(*shown.values(), *concealed.values()) - {-1}
+        for slab in sorted(inhabited, reverse=True):  # the nearest first
+            size = self.token_size(slab)
+            grid = (-(-height // size), -(-width // size))
+            tokens = SlabTokens(functools.partial(tokens_of, slab, size), windows, size)
+            senders = [window for window in windows if slab in shown[window] | concealed[window]]
+            arrived, reached = self.spread_all(tokens, grid, senders, at_once)
+            for window in windows:
+                outer = window.grown(size if size > 1 else 0)
+                if not any(outer.overlaps(there.scaled(size)) for there in reached):
+                    continue
+                part = window.crop(enlarged(outer.crop(arrived, size), size), origin=outer)
+                self.add_arrived(
+                    {name: window.crop(values) for name, values in sums.items()},
+                    part,
+                    slab,
+                    window.crop(slab_of_pixel),
+                )
+        return sums
+
+    def add_arrived(
+        self,
+        sums: dict[str, torch.Tensor],
+        arrived: torch.Tensor,
+        slab: int,
+        slab_of_pixel: torch.Tensor,
+    ) -> None:
+        """Adds the light of a slab to the sums of :meth:`forward`, in place.
+
+        Args:
+            sums: (B, 4, rows, columns) of a window, of all nearer slabs.
+            arrived: (B, 4, rows, columns), what the slab leaves there.
+            slab: its number.
+            slab_of_pixel: (B, 1, rows, columns).
+        """
+        composite = sums["composite"]
+        coverage = arrived[:, 3:4].clamp_min(0)
+        room = (1 - composite[:, 3:4]).clamp_min(0)
+        composite += arrived * (torch.minimum(coverage, room) / coverage.clamp_min(1e-6))
+        step = slab - slab_of_pixel
+        lowest, highest = step.aminmax()
+        for name, first, last in (
+            ("nearer", 2, math.inf),
+            ("own", -1, 1),
+            ("farther", -math.inf, -2),
+        ):
+            if first <= lowest and highest <= last:
+                sums[name] += arrived
+            elif first <= highest and lowest <= last:
+                sums[name] += arrived * ((step >= first) & (step <= last))
 
 
 class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
@@ -366,6 +595,7 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
     config_name = "config.json"
     _supports_gradient_checkpointing = False
     _no_split_modules = ["LightTransport"]
+    _repeated_blocks = ["ConvolutionBlock"]
     _keep_in_fp32_modules = ["light_transport"]
 
     @register_to_config
@@ -416,6 +646,14 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
         """Height and width of the latents must be multiples of this."""
         return 2 ** (len(self.config["block_out_channels"]) - 1)
 
+    @property
+    def window_multiple(self) -> int:
+        """The side of windows must be a multiple of this, in pixels: no token, no cell and no pixel
+        of the coarsest resolution is cut."""
+        slabs = range(len(self.light_transport.edges) + 1)
+        largest_token = max(self.light_transport.token_size(slab) for slab in slabs)
+        return max(largest_token, 2 * HIDDEN_CELL, self.config["block_size"] * self.token_multiple)
+
     def forward(
         self,
         sample: torch.Tensor,
@@ -424,6 +662,7 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
         added_cond_kwargs: dict[str, torch.Tensor] | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
+        window_pixels: int | None = None,
         **unused: Any,
     ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
         """Noise prediction (B, 3 block_size^2, h, w) for ``sample`` (B, 5 block_size^2, h, w) at
@@ -431,6 +670,11 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
 
         The prompt is accepted and has no effect: there is one prompt and one timestep, so what they
         would add is constant.
+
+        Args:
+            window_pixels: side of the windows in which large pictures are worked on, a multiple of
+                :attr:`window_multiple`; None for the whole picture at once. It changes memory and
+                time, and the result by no more than rounding.
         """
         block, area = self.config["block_size"], self.config["block_size"] ** 2
         rows, columns = sample.shape[-2:]
@@ -444,43 +688,83 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
                 f"{self.token_multiple}, got {tuple(sample.shape)}. Concatenate disparity and "
                 "defocus to the latents and pad the picture."
             )
-        latents = sample[:, : 3 * area]
-        pixels = F.pixel_shuffle(sample.float(), block)  # colour, disparity, defocus of each pixel
-        photo = (pixels[:, :3] / 2 + 0.5).clamp(0, 1)
-        disparity, defocus = pixels[:, 3:4], pixels[:, 4:5]
+        if window_pixels is not None and (
+            window_pixels <= 0 or window_pixels % self.window_multiple
+        ):
+            raise ValueError(
+                f"window_pixels is {window_pixels!r}; it must be a multiple of "
+                f"{self.window_multiple}, or None for the whole picture at once."
+            )
+        windows = windows_of(rows * block, columns * block, window_pixels)
 
-        squashed = torch.asinh(defocus)
-        known = F.pixel_unshuffle(torch.cat([photo, disparity, squashed], 1), block)
-        gain = F.pixel_shuffle(self.emission(known.to(sample.dtype)), block).float()
-        # Only a clipped highlight may be brighter than it looks: everything else shows its
-        # radiance.
-        clipped = ((photo.amax(1, keepdim=True) - 0.96) / 0.04).clamp(0, 1)
-        photo_light = srgb_to_linear(photo)
-        light = photo_light * torch.exp(clipped * gain.clamp(-1, 6))
+        def pixels_of(window: Window, first: int = 0, last: int = 5) -> torch.Tensor:
+            """Some of the colour, disparity and defocus of each pixel, (B, 5, rows, columns)."""
+            channels = window.crop(sample, block)[:, first * area : last * area]
+            return F.pixel_shuffle(channels.float(), block)
+
+        def light_of(outer: Window) -> torch.Tensor:
+            pixels = pixels_of(outer)
+            photo, disparity, defocus = shown_photo(pixels), pixels[:, 3:4], pixels[:, 4:5]
+            known = torch.cat([photo, disparity, torch.asinh(defocus)], 1)
+            known = F.pixel_unshuffle(known, block).to(sample.dtype)
+            gain = F.pixel_shuffle(self.emission(known), block).float()
+            # Only a clipped highlight may be brighter than it looks: everything else shows its
+            # radiance.
+            clipped = ((photo.amax(1, keepdim=True) - 0.96) / 0.04).clamp(0, 1)
+            return srgb_to_linear(photo) * torch.exp(clipped * gain.clamp(-1, 6))
+
+        light = in_windows(light_of, windows, margin=2 * block)  # two convolutions of latents
+        maps = in_windows(lambda window: pixels_of(window, 3, 5), windows)
+        disparity, defocus = maps.split(1, 1)
         with torch.autocast(sample.device.type, enabled=False):  # eight bits would band the light
-            transported = self.light_transport(light, disparity, defocus)
+            transported = self.light_transport(light, disparity, defocus, windows)
+        del light, maps, disparity, defocus  # a large picture needs their memory
 
-        composite, coverage = normalise(transported["composite"], photo_light)
-        shown = linear_to_srgb(composite.clamp(0, 1))
-        candidates = [normalise(transported[name], composite)[0] for name in GROUPS]
-        differences = [linear_to_srgb(candidate.clamp(0, 1)) - shown for candidate in candidates]
-        coverages = [transported[name][:, 3:4] for name in GROUPS]
-        evidence = [shown, photo, *differences, *coverages, coverage, disparity, squashed]
-        correction = self.correction(
-            F.pixel_unshuffle(torch.cat(evidence, 1), block).to(sample.dtype)
-        )
-        correction = F.pixel_shuffle(correction, block).float()
-        blend, residual = correction[:, :3], correction[:, 3:]
-        for index, candidate in enumerate(candidates):
-            composite = composite + blend[:, index : index + 1] * (candidate - composite)
-        clean = linear_to_srgb(composite.clamp(0, 1)) + residual
+        def candidates_of(
+            window: Window, photo_light: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+            """The composite, its coverage, and what the pixel may be instead."""
+            composite, coverage = normalise(window.crop(transported["composite"]), photo_light)
+            groups = [window.crop(transported[name]) for name in GROUPS]
+            return composite, coverage, [normalise(group, composite)[0] for group in groups]
 
-        clean_latents = F.pixel_unshuffle(clean * 2 - 1, block)
+        def evidence(latent_window: Window) -> torch.Tensor:
+            window = latent_window.scaled(block)
+            pixels = pixels_of(window)
+            photo = shown_photo(pixels)
+            composite, coverage, candidates = candidates_of(window, srgb_to_linear(photo))
+            shown = linear_to_srgb(composite.clamp(0, 1))
+            differences = [linear_to_srgb(one.clamp(0, 1)) - shown for one in candidates]
+            coverages = [window.crop(transported[name])[:, 3:4] for name in GROUPS]
+            squashed = torch.asinh(pixels[:, 4:5])
+            seen = [shown, photo, *differences, *coverages, coverage, pixels[:, 3:4], squashed]
+            return F.pixel_unshuffle(torch.cat(seen, 1), block).to(sample.dtype)
+
         timestep = torch.as_tensor(timestep).long().cpu()
         alpha_bar = self.alphas_cumprod[timestep].reshape(-1, 1, 1, 1).to(sample.device)
-        noise = (latents.float() - alpha_bar.sqrt() * clean_latents) / (1 - alpha_bar).sqrt()
-        noise = noise.to(sample.dtype)
+
+        def noise_of(latent_window: Window, correction: torch.Tensor) -> torch.Tensor:
+            window = latent_window.scaled(block)
+            photo_light = srgb_to_linear(shown_photo(pixels_of(window, 0, 3)))
+            composite, _, candidates = candidates_of(window, photo_light)
+            correction = F.pixel_shuffle(correction, block).float()
+            blend, residual = correction[:, :3], correction[:, 3:]
+            for index, candidate in enumerate(candidates):
+                composite = composite + blend[:, index : index + 1] * (candidate - composite)
+            clean = linear_to_srgb(composite.clamp(0, 1)) + residual
+            clean_latents = F.pixel_unshuffle(clean * 2 - 1, block)
+            latents = latent_window.crop(sample)[:, : 3 * area].float()
+            noise = (latents - alpha_bar.sqrt() * clean_latents) / (1 - alpha_bar).sqrt()
+            return noise.to(sample.dtype)
+
+        side = None if window_pixels is None else window_pixels // block
+        noise = self.correction(evidence, noise_of, (rows, columns), side)
         return UNet2DConditionOutput(sample=noise) if return_dict else (noise,)
+
+
+def shown_photo(pixels: torch.Tensor) -> torch.Tensor:
+    """Display colour in [0, 1] (B, 3, H, W) of pixels whose first channels hold it in [-1, 1]."""
+    return (pixels[:, :3] / 2 + 0.5).clamp(0, 1)
 
 
 def normalise(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..windows import Window, in_windows, put, windows_of
+
 IN_FOCUS_RADIUS = 0.5
 """CoC radius in pixels under which a point of light stays on its own pixel."""
 
@@ -26,6 +28,9 @@ SILHOUETTE_FADE = 2.0
 
 REACH_STEPS = 8
 """Steps in which light spreads over the coarse grid of :func:`blurred_light_depth`."""
+
+WINDOW_PIXELS = 256
+"""Side of the windows in which pictures are worked on; what is held of them stays in the caches."""
 
 
 def fade_out(values: torch.Tensor, start: float, end: float) -> torch.Tensor:
@@ -66,28 +71,54 @@ def blurred_light_depth(signed_defocus: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, 1, H, W), pixels; a large negative number where nothing blurred is anywhere near.
     """
-    return torch.cat([_blurred_light_depth_of_one(one) for one in signed_defocus.split(1)])
+    lights = [BlurredLight(one) for one in signed_defocus.split(1)]
+    return torch.cat([in_windows(light.depth, light.windows) for light in lights])
 
 
-def _blurred_light_depth_of_one(signed_defocus: torch.Tensor) -> torch.Tensor:
-    height, width = signed_defocus.shape[-2:]
-    radius = torch.where(
-        signed_defocus.abs() > IN_FOCUS_RADIUS,
-        signed_defocus.clamp(min=0),
-        torch.full_like(signed_defocus, -torch.inf),
-    )
-    reach = max(float(signed_defocus.max()), 0.0) + SILHOUETTE_MARGIN + SILHOUETTE_FADE
-    cell = max(2, -(-int(reach) // REACH_STEPS))
-    cells = F.max_pool2d(radius, cell, ceil_mode=True)
-    steps = int(reach) // cell + 2
-    for _ in range(steps):
-        cells = torch.maximum(cells, F.max_pool2d(cells, 3, stride=1, padding=1) - cell)
-    # A finite floor, because interpolation between an infinity and a number has no value. Bilinear
-    # weights can lower a pixel by three quarters of the step between two cells; they get it back.
-    depth = cells.clamp(min=-(reach + 4 * cell)) + 0.75 * cell
-    size = (cells.shape[-2] * cell, cells.shape[-1] * cell)
-    depth = F.interpolate(depth, size=size, mode="bilinear", align_corners=False)
-    return depth[..., :height, :width]
+class BlurredLight:
+    """:func:`blurred_light_depth` and :func:`untouched_weight` of one picture, window by window.
+
+    Args:
+        signed_defocus: (1, 1, H, W), CoC radius in pixels, positive nearer than the focal plane.
+
+    Attributes:
+        windows: windows of the picture that cut no cell.
+    """
+
+    def __init__(self, signed_defocus: torch.Tensor) -> None:
+        height, width = signed_defocus.shape[-2:]
+        reach = max(float(signed_defocus.max()), 0.0) + SILHOUETTE_MARGIN + SILHOUETTE_FADE
+        self._signed_defocus = signed_defocus
+        self.cell = cell = max(2, -(-int(reach) // REACH_STEPS))
+        self.windows = windows_of(height, width, -(-WINDOW_PIXELS // cell) * cell)
+
+        cells = None
+        for window in self.windows:
+            defocus = window.crop(signed_defocus)
+            radius = torch.where(defocus.abs() > IN_FOCUS_RADIUS, defocus.clamp(min=0), -torch.inf)
+            cells = put(cells, window, F.max_pool2d(radius, cell, ceil_mode=True), cell)
+        assert cells is not None, "no windows"
+        for _ in range(int(reach) // cell + 2):
+            cells = torch.maximum(cells, F.max_pool2d(cells, 3, stride=1, padding=1) - cell)
+        # A finite floor, because interpolation between an infinity and a number has no value.
+        # Bilinear weights can lower a pixel by three quarters of the step between two cells; they
+        # get it back.
+        self._depth_of_cells = cells.clamp(min=-(reach + 4 * cell)) + 0.75 * cell
+
+    def depth(self, window: Window) -> torch.Tensor:
+        """(1, 1, rows, columns) of one of the windows, pixels."""
+        outer = window.grown(self.cell)
+        cells = outer.crop(self._depth_of_cells, self.cell)
+        size = (cells.shape[-2] * self.cell, cells.shape[-1] * self.cell)
+        depth = F.interpolate(cells, size=size, mode="bilinear", align_corners=False)
+        return window.crop(depth, origin=outer)
+
+    def untouched(self, window: Window) -> torch.Tensor:
+        """:func:`untouched_weight` (1, 1, rows, columns) of one of the windows."""
+        radius = window.crop(self._signed_defocus).abs()
+        in_focus = fade_out(radius, IN_FOCUS_RADIUS, PHOTO_GONE_RADIUS)
+        start, end = -(SILHOUETTE_MARGIN + SILHOUETTE_FADE), -SILHOUETTE_MARGIN
+        return in_focus * fade_out(self.depth(window), start, end)
 
 
 def untouched_weight(signed_defocus: torch.Tensor) -> torch.Tensor:
@@ -103,9 +134,8 @@ def untouched_weight(signed_defocus: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, 1, H, W) in [0, 1]; exactly 1 everywhere when nothing is out of focus.
     """
-    in_focus = fade_out(signed_defocus.abs(), IN_FOCUS_RADIUS, PHOTO_GONE_RADIUS)
-    depth = blurred_light_depth(signed_defocus)
-    return in_focus * fade_out(depth, -(SILHOUETTE_MARGIN + SILHOUETTE_FADE), -SILHOUETTE_MARGIN)
+    lights = [BlurredLight(one) for one in signed_defocus.split(1)]
+    return torch.cat([in_windows(light.untouched, light.windows) for light in lights])
 
 
 def put_back_detail(
@@ -132,7 +162,17 @@ def put_back_detail(
     Returns:
         (B, 3, H, W), not clamped.
     """
-    if codec_image is not None:
-        rendered = rendered + residual_weight(signed_defocus.abs()) * (image - codec_image)
-    untouched = untouched_weight(signed_defocus)
-    return torch.where(untouched >= 1, image, torch.lerp(rendered, image, untouched))
+    restored = torch.empty_like(rendered)
+    for index, one in enumerate(signed_defocus.split(1)):
+        picture = slice(index, index + 1)
+        light = BlurredLight(one)
+        for window in light.windows:
+            defocus, photo = window.crop(one), window.crop(image[picture])
+            part = window.crop(rendered[picture])
+            if codec_image is not None:
+                residual = photo - window.crop(codec_image[picture])
+                part = part + residual_weight(defocus.abs()) * residual
+            untouched = light.untouched(window)
+            part = torch.where(untouched >= 1, photo, torch.lerp(part, photo, untouched))
+            window.crop(restored[picture]).copy_(part)
+    return restored

@@ -1,23 +1,30 @@
 """The physics the tiny model starts at, before any training, and what its calibration promises."""
 
+import copy
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from bokehdiff.attention import PisaConfig, remove_pisa
+from bokehdiff.attention import PisaConfig, PisaGeometry, install_pisa, remove_pisa
 from bokehdiff.grids import enlarged, pooled
 from bokehdiff.images import linear_to_srgb, srgb_to_linear
+from bokehdiff.models import light_transport_unet
 from bokehdiff.models.light_transport_unet import (
     LightTransportUNet,
     calibrated_token_radius,
     hidden_surfaces,
     pisa_kernel_second_moment,
+    reach_in_tokens,
     slab_edges,
     slope_per_token,
 )
 from bokehdiff.optics import signed_defocus
+
+# Sums in another order differ by 1e-7; colour is divided by a coverage of at least 0.02, and the
+# sRGB curve is 13 times steeper than the diagonal at black.
+ROUNDING = 1e-4
 
 SLOPE = slope_per_token(PisaConfig.preset("paper"))
 
@@ -28,11 +35,11 @@ def untrained() -> LightTransportUNet:
     return LightTransportUNet(block_out_channels=(8, 8), layers_per_block=1).eval()
 
 
-def render(unet, photo, disparity, df, K, timestep=499):
+def render(unet, photo, disparity, df, K, timestep=499, window_pixels=None):
     """Photo (B, 3, H, W) in [0, 1] through the network and the closed-form step, no codec."""
     defocus = signed_defocus(disparity, df, K)
     sample = F.pixel_unshuffle(torch.cat([photo * 2 - 1, disparity, defocus], 1), 2)
-    noise = unet(sample, timestep).sample
+    noise = unet(sample, timestep, window_pixels=window_pixels).sample
     alpha_bar = unet.alphas_cumprod[timestep]
     clean = (sample[:, :12] - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
     return F.pixel_shuffle(clean, 2) / 2 + 0.5
@@ -224,3 +231,106 @@ def test_a_picture_does_not_depend_on_its_companions(untrained):
             one = slice(index, index + 1)
             alone = render(untrained, photos[one], disparity[one], df[one], K[one])
             torch.testing.assert_close(together[one], alone, atol=2e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def outspoken() -> LightTransportUNet:
+    """All convolutions and logits say something, so that nothing can go wrong unseen."""
+    torch.manual_seed(0)
+    unet = LightTransportUNet(block_out_channels=(8, 8, 8, 8), layers_per_block=1).eval()
+    for name, parameter in unet.named_parameters():
+        if "to_v" not in name and "to_out" not in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return unet
+
+
+def patches(height, width, batch=1, seed=0):
+    """Photo with clipped highlights, and a disparity of patches of 16 pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    photo = (1.3 * torch.rand(batch, 3, height, width, generator=generator)).clamp(max=1)
+    depths = torch.rand(batch, 1, height // 16 + 1, width // 16 + 1, generator=generator)
+    disparity = F.interpolate(depths, scale_factor=16)[..., :height, :width]
+    return photo, disparity
+
+
+@pytest.mark.parametrize("size", [(96, 64), (80, 144)])
+@pytest.mark.parametrize("K", [3.0, 30.0, 500.0])
+def test_windows_give_the_same_picture(outspoken, size, K, monkeypatch):
+    """Circles of confusion of one window, of several, and wider than the picture."""
+    monkeypatch.setattr(light_transport_unet, "TOKENS_AT_ONCE", 12)
+    photo, disparity = patches(*size, batch=2)
+    df, strength = torch.tensor([0.1, 0.7]), torch.tensor([K, K / 3])
+    with torch.no_grad():
+        whole = render(outspoken, photo, disparity, df, strength)
+        for side in (16, 48):
+            parts = render(outspoken, photo, disparity, df, strength, window_pixels=side)
+            assert (parts - whole).abs().max() < ROUNDING
+
+
+def test_windows_of_a_lone_highlight_and_of_an_empty_half(outspoken, monkeypatch):
+    """Slabs that only one window has, whose light reaches into others; hidden surfaces guessed
+    from the far side of a wide occluder."""
+    monkeypatch.setattr(light_transport_unet, "TOKENS_AT_ONCE", 12)
+    photo, disparity = torch.full((1, 3, 64, 160), 0.1), torch.full((1, 1, 64, 160), 0.5)
+    photo[..., 30:34, 30:34] = 1.0
+    disparity[..., 30:34, 30:34] = 1.0
+    disparity[..., 96:] = 0.9
+    photo[..., 96:] = 0.6
+    disparity[..., :8] = 0.0
+    with torch.no_grad():
+        whole = render(outspoken, photo, disparity, 0.5, 60.0)
+        parts = render(outspoken, photo, disparity, 0.5, 60.0, window_pixels=16)
+    assert (parts - whole).abs().max() < ROUNDING
+
+
+def test_windows_keep_gradients(outspoken):
+    photo, disparity = patches(48, 32)
+    gradients = []
+    for side in (None, 16):
+        outspoken.zero_grad()
+        leaf = photo.clone().requires_grad_()
+        weight = torch.rand(photo.shape, generator=torch.Generator().manual_seed(2))
+        (
+            weight * render(outspoken, leaf, disparity, 0.4, 12.0, window_pixels=side)
+        ).sum().backward()
+        parameters = [parameter.grad.clone() for parameter in outspoken.parameters()]
+        gradients.append([leaf.grad, *parameters])
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_windows_do_not_cut_tokens(outspoken):
+    transport = outspoken.light_transport
+    sizes = [transport.token_size(slab) for slab in range(len(transport.edges) + 1)]
+    assert outspoken.window_multiple == max(sizes) == 16
+    assert LightTransportUNet(block_out_channels=(8,) * 6).window_multiple == 64
+
+
+@pytest.mark.parametrize("side", [0, -16, 100])
+def test_refuses_windows_that_cut_tokens(untrained, side):
+    with pytest.raises(ValueError, match="window_pixels is .* multiple of 16"):
+        untrained(torch.zeros(1, 20, 8, 8), 499, window_pixels=side)
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.7, 3.0, 11.0])
+def test_no_light_of_pisa_lands_beyond_its_reach(untrained, radius):
+    config = PisaConfig.preset("paper")
+    reach = reach_in_tokens(radius, config)
+    geometry = PisaGeometry.build(torch.full((1, 1, 40, 40), radius), config=config)
+    received = geometry.log_soft_mask()[0, :, 20 * 40 + 20].view(40, 40) > -math.inf
+    rows, columns = received.nonzero(as_tuple=True)
+    assert max((rows - 20).abs().max(), (columns - 20).abs().max()) <= reach < radius + 3
+    assert reach_in_tokens(radius, config.replace(cutoff=0.0)) == math.inf
+    assert reach_in_tokens(radius, config.replace(token_spacing=None)) == math.inf
+
+
+def test_a_lens_without_cutoff_still_works_in_windows(outspoken):
+    """Light then reaches every token, as do the windows' margins."""
+    unet = copy.deepcopy(outspoken)
+    config = PisaConfig.preset("paper").replace(cutoff=0.0)
+    install_pisa(unet, ["light_transport.attn"], config)
+    photo, disparity = patches(32, 48)
+    with torch.no_grad():
+        whole = render(unet, photo, disparity, 0.4, 12.0)
+        parts = render(unet, photo, disparity, 0.4, 12.0, window_pixels=16)
+    assert (parts - whole).abs().max() < ROUNDING

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bokehdiff.pipelines import detail
 from bokehdiff.pipelines.detail import (
     blurred_light_depth,
     put_back_detail,
@@ -40,7 +41,11 @@ def test_nothing_out_of_focus_is_untouched_everywhere() -> None:
 
 @pytest.mark.parametrize("radius", [0.7, 3.0, 12.0, 40.0, 300.0])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_light_is_never_missed_and_not_overestimated_much(radius: float, seed: int) -> None:
+@pytest.mark.parametrize("window_pixels", [16, 256])
+def test_light_is_never_missed_and_not_overestimated_much(
+    radius: float, seed: int, window_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detail, "WINDOW_PIXELS", window_pixels)
     generator = torch.Generator().manual_seed(seed)
     defocus = torch.zeros(1, 1, 61, 83)
     flat = defocus.view(-1)
@@ -100,3 +105,18 @@ def test_residual_returns_where_light_arrives_at_a_sharp_pixel() -> None:
     result = put_back_detail(rendered, image, codec, defocus)
     wanted = rendered + image - codec
     assert torch.allclose(result[..., 1:, 1:], wanted[..., 1:, 1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("radius", [1.0, 9.0, 70.0])
+def test_windows_leave_no_trace(radius: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    defocus = radius * torch.randn(2, 1, 9, 11, generator=generator).clamp(min=-1)
+    defocus[:, :, 2:6] = 0
+    defocus = torch.nn.functional.interpolate(defocus, size=(77, 90))
+    image, rendered, codec = torch.rand(3, 2, 3, 77, 90, generator=generator)
+    pictures = []
+    for window_pixels in (256, 16):
+        monkeypatch.setattr(detail, "WINDOW_PIXELS", window_pixels)
+        pictures.append(put_back_detail(rendered, image, codec, defocus))
+    # Places of pixels between cells are rounded differently, and the fade is steep.
+    assert (pictures[1] - pictures[0]).abs().max() < 1e-4
