@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,19 +33,31 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from ..attention import PisaConfig, PisaContext, install_pisa, verify_pisa
+from ..attention import PisaConfig, PisaContext, install_pisa
+from ..camera import Camera
 from ..checkpoints import BOKEH_PISA_LAYERS, BOKEH_PROMPT, BOKEH_TIMESTEP, is_no_hub_id
+from ..depth import DepthEstimator
 from ..images import ImageInput, as_disparity_batch, as_image_batch, crop_to, pad_to_multiple
+from ..lens import LensSetting, check_lens_arguments, choose_lens
 
 # Components are found again at loading only if their modules are imported by then.
 from ..models.light_transport_unet import LightTransportUNet
 from ..models.space_to_depth import AutoencoderSpaceToDepth
 from ..models.stored_prompt import StoredPrompt
-from ..optics import PerImage, check_focus_and_strength, normalise_disparity, signed_defocus
+from ..optics import PerImage, normalise_disparity, signed_defocus
+from ..overlay import coc_overlay
+from ..windows import Window
+from .base_models import check_all_loaded, check_plain_variant, check_single_file
 from .detail import RESIDUAL_GONE_RADIUS, put_back_detail
+from .switches import PipelineWithSwitches, one_at_a_time
+from .tiled_codec import codec_strip_for, decode_in_tiles, encode_in_tiles
+from .tiling import Tiling, check_tiling, tiles_for, window_pixels_for
 from .weights import PipelineWithBokehWeights
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+StepCallback = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
+"""What diffusers calls after a step: ``callback(pipeline, step, timestep, tensors)``."""
 
 # The occlusion test of PISA divides by (1 - disparity) (Eq. 7 of the paper).
 NEAREST_DISPARITY = 1 - 1e-3
@@ -59,9 +72,13 @@ class BokehDiffPipelineOutput(BaseOutput):
             ``"pil"`` a list of B images of 8 bits, rounded to nearest; ``"np"`` float32 (B, H, W,
             3) in [0, 1]; ``"pt"`` float32 (B, 3, H, W) in [0, 1]; ``"latent"`` the denoised latents
             (B, C, h, w) of the padded image, as the UNet's side sees them.
+        coc: with ``return_coc``, the photo with its circles of confusion painted over it (green in
+            focus, blue in front, red behind; see :func:`bokehdiff.overlay.coc_overlay`), in the
+            form of ``images``, or as for ``"pt"`` beside latents.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    coc: list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None
 
 
 @dataclass
@@ -76,6 +93,8 @@ class BokehScene:
         metric: whether ``disparity``, and the focus to come, is in 1/metres.
         codec_image: the photo after encoding and decoding, (B, 3, H, W) around [0, 1]. Computed by
             the first render that needs it.
+        codec_of: whose parameters the codec had: the name of the trained weights, None for those of
+            the base model, and their weight.
     """
 
     image: torch.Tensor
@@ -83,6 +102,7 @@ class BokehScene:
     latents: torch.Tensor
     metric: bool = False
     codec_image: torch.Tensor | None = None
+    codec_of: tuple[str | None, float] = (None, 1.0)
 
     @property
     def batch_size(self) -> int:
@@ -95,7 +115,7 @@ class BokehScene:
         return self.image.shape[-2], self.image.shape[-1]
 
 
-class BokehDiffPipeline(PipelineWithBokehWeights):
+class BokehDiffPipeline(PipelineWithBokehWeights, PipelineWithSwitches):
     """Adds the blur of a real lens to an all-in-focus photo, in one step of a diffusion model.
 
     Load with ``BokehDiffPipeline.from_pretrained(folder_or_hub_id)``: a folder saved by this class
@@ -104,14 +124,18 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
 
     **PISA lives in the UNet.** The constructor puts PISA processors into the self-attentions named
     by ``pisa_layers`` and leaves them there; a UNet shared with another pipeline carries them too.
-    ``bokehdiff.attention.remove_pisa(unet)`` is the way back. Every call first verifies that they
-    are still there, because methods such as ``enable_attention_slicing`` replace them, and raises
-    ``RuntimeError`` if not; :meth:`install_pisa` puts them in again.
+    Switches such as ``enable_attention_slicing`` change all other layers, see ``docs/switches.md``.
+    ``bokehdiff.attention.remove_pisa(unet)`` is the way back. Every call first verifies that PISA
+    is there, and raises ``RuntimeError`` if not; :meth:`install_pisa` puts it in again.
 
     **How the UNet learns about the lens.** PISA gets disparity and circle-of-confusion radii. If
     the UNet has ``latent_channels + 2 * s**2`` input channels, s being the pixels per latent side,
     disparity and signed defocus in pixels are also concatenated to the latents, each rearranged by
     ``torch.nn.functional.pixel_unshuffle``.
+
+    **Photos without disparity.** ``depth_estimator`` estimates it: a
+    :class:`bokehdiff.depth.DepthEstimator`, to be set to any other; it is no component and is not
+    saved.
 
     Args:
         vae: image codec; ``AutoencoderKL`` or ``AutoencoderSpaceToDepth``.
@@ -183,6 +207,7 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
         block_size = getattr(vae.config, "block_size", None)
         self.vae_scale_factor = block_size or 2 ** (len(vae.config.block_out_channels) - 1)
         self._encoded_prompt: tuple[Any, torch.Tensor, torch.Tensor] | None = None
+        self.depth_estimator: DepthEstimator | None = None
         if not isinstance(vae, PeftAdapterMixin):
             # A codec without weights takes no adapters.
             self._lora_loadable_modules = StableDiffusionXLPipeline._lora_loadable_modules
@@ -216,9 +241,13 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
         name = os.fspath(pretrained_model_name_or_path)
         if os.path.isdir(name):
             check_model_folder(name, given=kwargs)
+            if kwargs.get("variant") is None:
+                check_plain_variant(name, given=kwargs)
         elif os.path.exists(name):
             raise ValueError(
-                f"{name!r} is a file. from_pretrained takes the folder that holds model_index.json."
+                f"{name!r} is a file. from_pretrained takes the folder that holds "
+                "model_index.json; a whole SDXL model in one .safetensors file is loaded by "
+                "BokehDiffPipeline.from_single_file."
             )
         elif is_no_hub_id(name):
             raise ValueError(
@@ -227,6 +256,55 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
                 "model on the Hub such as 'stabilityai/stable-diffusion-xl-base-1.0'."
             )
         return super().from_pretrained(name, **kwargs)
+
+    @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> BokehDiffPipeline:
+        """The pipeline of an SDXL model in one ``.safetensors`` file, as its makers publish it.
+
+        Args:
+            pretrained_model_link_or_path: the file, or its page on the Hub,
+                ``"https://huggingface.co/owner/name/blob/main/file.safetensors"``.
+            kwargs: as of diffusers. ``config="folder"`` takes configurations and tokenizers, a few
+                small files, from the folder of any SDXL model; without it they are fetched from the
+                Hub once. Parts that the file lacks are passed, ``vae=...``.
+
+        Raises:
+            ValueError: a file that is damaged, or holds something other than a base model of SDXL
+                that predicts noise; configurations that cannot be had.
+        """
+        name, config = os.fspath(pretrained_model_link_or_path), kwargs.get("config")
+        if config is not None:
+            kwargs["config"] = config = os.fspath(config)
+            if os.path.isdir(config):
+                check_model_folder(config)
+        if os.path.isfile(name):
+            check_single_file(name, given=kwargs)
+        elif os.path.isdir(name):
+            raise ValueError(f"{name!r} is a folder. BokehDiffPipeline.from_pretrained loads it.")
+        elif not name.startswith(("https://", "http://")):
+            raise ValueError(
+                f"There is no file {name!r}. Give a .safetensors file, or the address of its page "
+                "on the Hub."
+            )
+        try:
+            pipe = super().from_single_file(name, **kwargs)
+        except OSError as error:
+            raise ValueError(
+                f"Something that belongs to {name!r} could not be fetched from the Hub "
+                f"({str(error).strip().splitlines()[0]}). To load a file without the Hub, give "
+                "config=, the folder of any SDXL model, for instance with only the .json and .txt "
+                "files of 'stabilityai/stable-diffusion-xl-base-1.0' in it."
+            ) from error
+        except NotImplementedError as error:
+            # A layer that got no numbers was to be moved out of the meta device.
+            raise ValueError(
+                f"{name!r} lacks tensors of the UNet or the codec that its configuration calls "
+                "for. Copy or download it again, or give the config of the model it was made from."
+            ) from error
+        check_all_loaded(pipe, name)
+        return pipe
 
     # -- PISA ------------------------------------------------------------------------------------
 
@@ -238,49 +316,81 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
     def install_pisa(self) -> PisaContext:
         """Puts PISA into the configured layers of the UNet (again) and returns its context."""
         config = PisaConfig.from_dict(dict(self.config.pisa))
-        return install_pisa(self.unet, self.pisa_layer_names, config)
-
-    def verify_pisa(self) -> PisaContext:
-        """The context through which PISA learns about the scene; its ``config`` is in force.
-
-        Raises:
-            RuntimeError: PISA is not in all of the configured layers.
-        """
-        return verify_pisa(self.unet, self.pisa_layer_names)
+        self._pisa_context = install_pisa(self.unet, self.pisa_layer_names, config)
+        self._pisa_context.of_pipeline = True
+        return self._pisa_context
 
     # -- The call --------------------------------------------------------------------------------
 
+    @one_at_a_time
     @torch.no_grad()
     def __call__(
         self,
         image: ImageInput,
-        disparity: ImageInput,
-        df: PerImage,
-        K: PerImage = 20.0,
+        disparity: ImageInput | None = None,
+        df: PerImage | None = None,
+        K: PerImage | None = None,
         *,
+        focus: Any = None,
+        focus_range: Sequence[PerImage] | None = None,
+        whole_subject: bool = False,
+        f_number: float | None = None,
+        focal_length_mm: float | None = None,
+        focal_length_35mm: float | None = None,
+        sensor_width_mm: float | None = None,
+        camera: Camera | None = None,
+        focus_distance_m: float | None = None,
+        farthest_distance_m: float = math.inf,
         metric: bool = False,
+        tiling: Tiling = "auto",
         preserve_detail: bool = True,
+        return_coc: bool = False,
         generator: torch.Generator | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> BokehDiffPipelineOutput | tuple[Any]:
-        """Renders all-in-focus photos as a lens focused on ``df`` would have taken them.
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> BokehDiffPipelineOutput | tuple[Any, ...]:
+        """Renders all-in-focus photos as a lens would have taken them.
+
+        What is in focus is said by one of ``df``, ``focus`` and ``focus_range``; how strong the
+        blur is by ``K`` or by a camera. One photo may be given several values of them and then
+        comes back as often.
 
         Args:
             image: PIL image, numpy array (H, W, 3), tensor (3, H, W) or (B, 3, H, W), path, or a
                 list of them of one size; display sRGB, floats in [0, 1].
             disparity: one map per photo, of its size: numpy array, tensor, path, or a list. Larger
                 is nearer, in [0, 1] unless ``metric``. NaN and infinity are holes and get filled.
+                Without one, :attr:`depth_estimator` estimates it.
             df: disparity of the plane in focus, in the unit of the map; one number, or one per
-                photo.
+                picture.
             K: blur strength, pixels of circle-of-confusion radius per unit of disparity; one
-                number, or one per photo. The radius is ``K * |disparity - df|``.
-            metric: disparity and df are in 1/metres.
+                number, or one per picture; 20 without a camera. The radius is
+                ``K * |disparity - df|``.
+            focus: a pixel ``(x, y)``, a box ``(x0, y0, x1, y1)``, a mask of the photo's size,
+                ``"auto"``, or ``"sharpest"`` for a photo that is shallow already; a list holds one
+                per picture. See :func:`bokehdiff.focus.find_focus`.
+            focus_range: ``(from, to)``, disparities between which everything stays sharp.
+            whole_subject: keep all that the box or mask of ``focus`` holds sharp, not one plane.
+            f_number, focal_length_mm, focal_length_35mm, sensor_width_mm: a camera; what is not
+                given is taken from the EXIF data of the (first) photo, a path or PIL image. See
+                :meth:`bokehdiff.camera.Camera.from_photo`.
+            camera: a :class:`bokehdiff.camera.Camera`, instead of these four.
+            focus_distance_m: distance of what is in focus. It ties relative disparity to metres, as
+                a camera needs; metric disparity knows it.
+            farthest_distance_m: distance of relative disparity 0.
+            metric: disparity, df and focus_range are in 1/metres.
+            tiling: how large photos are cut, see :mod:`bokehdiff.pipelines.tiling`.
             preserve_detail: put back what the codec lost where nothing is blurred, see
                 :func:`bokehdiff.pipelines.detail.put_back_detail`. K = 0 then returns the photo.
+            return_coc: also return the photo with its circles of confusion painted over it.
             generator: source of randomness; the default PISA preset draws nothing.
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``.
             return_dict: return a plain tuple when false.
+            callback_on_step_end: ``callback(pipeline, step, timestep, tensors)`` after the one
+                step, step 0; a dictionary that it returns replaces tensors.
+            callback_on_step_end_tensor_inputs: names of the tensors it gets; ``"latents"``.
 
         Returns:
             :class:`BokehDiffPipelineOutput` with the rendered ``images``, of the size of the input.
@@ -290,51 +400,217 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
             RuntimeError: PISA is not installed in the UNet.
         """
         # 1. Check inputs before any work is done.
-        image, disparity, df, K = self.check_inputs(
-            image, disparity, df, K, metric, generator, output_type
+        self.check_ready(generator, output_type, tiling)
+        self.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        lens_parts = (f_number, focal_length_mm, focal_length_35mm, sensor_width_mm)
+        if any(part is not None for part in lens_parts):
+            if camera is not None:
+                raise ValueError("camera was given, and parts of another one; give one of them.")
+            camera = Camera.from_photo(
+                image[0] if isinstance(image, (list, tuple)) and image else image,
+                f_number=f_number,
+                focal_length_mm=focal_length_mm,
+                focal_length_35mm=focal_length_35mm,
+                sensor_width_mm=sensor_width_mm,
+            )
+        check_lens_arguments(df, K, focus, focus_range, whole_subject, camera, focus_distance_m)
+        # 2. Read, estimate the disparity if there is none.
+        photo, disparity_map, metric = self.read_inputs(image, disparity, metric)
+        lens = choose_lens(
+            disparity_map,
+            df=df,
+            K=K,
+            focus=focus,
+            focus_range=focus_range,
+            whole_subject=whole_subject,
+            camera=camera,
+            focus_distance_m=focus_distance_m,
+            farthest_distance_m=farthest_distance_m,
+            metric=metric,
+            image=photo,
         )
-        # 2. Pad and encode.
-        scene = self.prepare(image, disparity, metric=metric)
-        # 3. One step of the UNet, decode, put detail back, output.
-        return self.render(
+        # 3. Pad and encode.
+        scene = self._encoded(photo, disparity_map, metric, tiling)
+        # 4. One step of the UNet, decode, put detail back, output.
+        output = self._rendered(
             scene,
-            df,
-            K,
+            lens,
+            tiling=tiling,
             preserve_detail=preserve_detail,
+            return_coc=return_coc,
             generator=generator,
             output_type=output_type,
-            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
+        return output if return_dict else output.to_tuple()
 
-    def check_inputs(
+    @one_at_a_time
+    @torch.no_grad()
+    def prepare(
         self,
         image: ImageInput,
-        disparity: ImageInput,
-        df: PerImage,
-        K: PerImage,
-        metric: bool,
-        generator: torch.Generator | None,
-        output_type: str,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Everything read and validated: image (B, 3, H, W), disparity (B, 1, H, W), df, K (B,).
+        disparity: ImageInput | None = None,
+        metric: bool = False,
+        *,
+        tiling: Tiling = "auto",
+    ) -> BokehScene:
+        """Does the part of the work that focus and blur do not change: reading, checking, encoding.
+
+        Args:
+            image, disparity, metric, tiling: as of :meth:`__call__`.
+
+        Returns:
+            A :class:`BokehScene` for :meth:`render`.
+
+        Raises:
+            ValueError: an input that cannot be meant.
+        """
+        check_tiling(tiling)
+        return self._encoded(*self.read_inputs(image, disparity, metric), tiling)
+
+    @one_at_a_time
+    @torch.no_grad()
+    def render(
+        self,
+        scene: BokehScene,
+        df: PerImage | None = None,
+        K: PerImage | None = None,
+        *,
+        focus: Any = None,
+        focus_range: Sequence[PerImage] | None = None,
+        whole_subject: bool = False,
+        camera: Camera | None = None,
+        focus_distance_m: float | None = None,
+        farthest_distance_m: float = math.inf,
+        tiling: Tiling = "auto",
+        preserve_detail: bool = True,
+        return_coc: bool = False,
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> BokehDiffPipelineOutput | tuple[Any, ...]:
+        """Renders a prepared scene; nothing is encoded again, so refocusing is cheap.
+
+        A scene of one photo is rendered as often as there are values of focus and blur, all in one
+        batch.
+
+        Args:
+            scene: what :meth:`prepare` returned.
+            df, K, focus, focus_range, whole_subject, camera, focus_distance_m, farthest_distance_m,
+                tiling, preserve_detail, return_coc, generator, output_type, return_dict,
+                callback_on_step_end, callback_on_step_end_tensor_inputs: as of :meth:`__call__`.
+
+        Returns:
+            As of :meth:`__call__`.
 
         Raises:
             ValueError: an input that cannot be meant.
             RuntimeError: PISA is not installed in the UNet.
         """
-        self.check_ready(generator, output_type)
-        image = as_image_batch(image)
-        batch_size, _, height, width = image.shape
-        df, K = check_focus_and_strength(df, K, batch_size, metric=metric)
-        disparity = as_disparity_batch(disparity, batch_size, height, width, metric=metric)
-        return image, disparity, df, K
+        self.check_ready(generator, output_type, tiling)
+        self.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        output = self._rendered(
+            scene,
+            self.choose_lens(
+                scene,
+                df=df,
+                K=K,
+                focus=focus,
+                focus_range=focus_range,
+                whole_subject=whole_subject,
+                camera=camera,
+                focus_distance_m=focus_distance_m,
+                farthest_distance_m=farthest_distance_m,
+            ),
+            tiling=tiling,
+            preserve_detail=preserve_detail,
+            return_coc=return_coc,
+            generator=generator,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        return output if return_dict else output.to_tuple()
 
-    def check_ready(self, generator: torch.Generator | None, output_type: str) -> None:
+    @one_at_a_time
+    @torch.no_grad()
+    def focus_stack(
+        self,
+        image: ImageInput,
+        disparity: ImageInput | None = None,
+        dfs: PerImage | None = None,
+        Ks: PerImage | None = None,
+        *,
+        metric: bool = False,
+        batch_size: int = 1,
+        tiling: Tiling = "auto",
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **lens: Any,
+    ) -> BokehDiffPipelineOutput | tuple[Any, ...]:
+        """One photo rendered with many settings of the lens; it is encoded once.
+
+        Args:
+            image, disparity, metric, tiling, generator, output_type, return_dict: as of
+                :meth:`__call__`, of one photo.
+            dfs: disparities of the planes in focus, one per picture, or one for all.
+            Ks: strengths of the blur, one per picture, or one for all.
+            batch_size: how many pictures are rendered at a time; more need more memory.
+            lens: further settings of :meth:`render`: ``focus`` (a list) or ``focus_range`` in the
+                place of ``dfs``, ``camera`` in the place of ``Ks``, ``preserve_detail``,
+                ``return_coc``.
+
+        Returns:
+            :class:`BokehDiffPipelineOutput` whose ``images`` are in the order of the settings.
+
+        Raises:
+            ValueError: more than one photo, or an input that cannot be meant.
+            RuntimeError: PISA is not installed in the UNet.
+        """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; wanted a whole number of at least 1.")
+        self.check_ready(generator, output_type, tiling)
+        scene = self.prepare(image, disparity, metric, tiling=tiling)
+        if scene.batch_size != 1:
+            raise ValueError(
+                f"focus_stack got {scene.batch_size} photos; it renders one photo many times. "
+                "Call it for each."
+            )
+        kept = ("preserve_detail", "return_coc")
+        output = {name: lens.pop(name) for name in kept if name in lens}
+        setting = self.choose_lens(scene, df=dfs, K=Ks, **lens)
+        parts = [
+            self._rendered(
+                scene,
+                setting.part(first, first + batch_size),
+                tiling=tiling,
+                generator=generator,
+                output_type=output_type,
+                **output,
+            )
+            for first in range(0, setting.count, batch_size)
+        ]
+        stack = BokehDiffPipelineOutput(
+            images=_joined([part.images for part in parts]),
+            coc=None if parts[0].coc is None else _joined([part.coc for part in parts]),
+        )
+        return stack if return_dict else stack.to_tuple()
+
+    def check_ready(
+        self,
+        generator: torch.Generator | None,
+        output_type: str,
+        tiling: Tiling = "auto",
+    ) -> None:
         """Checks what does not depend on the picture.
 
         Raises:
-            ValueError: unknown ``output_type``, something that is no generator, a scheduler of
-                another kind, no prompt.
+            ValueError: unknown ``output_type`` or ``tiling``, something that is no generator,
+                a scheduler of another kind, no prompt.
             RuntimeError: PISA is not installed in the UNet.
         """
         if output_type not in OUTPUT_TYPES:
@@ -347,7 +623,9 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
                 f"generator is a {type(generator).__name__}; it must be a torch.Generator, for "
                 "instance torch.Generator().manual_seed(0), or None."
             )
+        check_tiling(tiling)
         self.verify_pisa()
+        self.check_no_ip_adapter()
         self.closed_form_step()
         if not self._has_text_encoders and self.stored_prompt is None:
             raise ValueError(
@@ -356,88 +634,113 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
                 "stored_prompt=StoredPrompt.from_embeddings(...)."
             )
 
-    @torch.no_grad()
-    def prepare(self, image: ImageInput, disparity: ImageInput, metric: bool = False) -> BokehScene:
-        """Does the part of the work that focus and blur do not change: reading, checking, encoding.
+    def read_inputs(
+        self, image: ImageInput, disparity: ImageInput | None, metric: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, bool]:
+        """Photos (B, 3, H, W), their disparity (B, 1, H, W), and whether it is in 1/metres.
 
-        Args:
-            image, disparity, metric: as of :meth:`__call__`.
-
-        Returns:
-            A :class:`BokehScene` for :meth:`render`.
+        Without a disparity, :attr:`depth_estimator` estimates it; it is loaded if there is none.
 
         Raises:
             ValueError: an input that cannot be meant.
         """
-        device = self._execution_device
         image = as_image_batch(image)
         batch_size, _, height, width = image.shape
-        disparity = as_disparity_batch(disparity, batch_size, height, width, metric=metric)
-        image, disparity = image.to(device), disparity.to(device)
-        padded, _ = pad_to_multiple(image, self.image_multiple)
-        latents = self.encode_latents(2 * padded - 1)
-        self.maybe_free_model_hooks()
-        return BokehScene(image=image, disparity=disparity, latents=latents, metric=metric)
+        if disparity is None:
+            if self.depth_estimator is None:
+                self.depth_estimator = DepthEstimator.from_pretrained()
+            estimate = self.depth_estimator(image)
+            if metric and not estimate.metric:
+                raise ValueError(
+                    "metric=True, but the depth model estimates relative disparity. Leave metric "
+                    "out, or set pipe.depth_estimator to DepthEstimator.from_pretrained("
+                    "'depth-anything/Depth-Anything-V2-Metric-Outdoor-Small-hf')."
+                )
+            disparity, metric = estimate.disparity, estimate.metric
+        return image, as_disparity_batch(disparity, batch_size, height, width, metric), metric
 
-    @torch.no_grad()
-    def render(
-        self,
-        scene: BokehScene,
-        df: PerImage,
-        K: PerImage = 20.0,
-        *,
-        preserve_detail: bool = True,
-        generator: torch.Generator | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-    ) -> BokehDiffPipelineOutput | tuple[Any]:
-        """Renders a prepared scene; nothing is encoded again, so refocusing is cheap.
-
-        Args:
-            scene: what :meth:`prepare` returned.
-            df, K, preserve_detail, generator, output_type, return_dict: as of :meth:`__call__`.
-
-        Returns:
-            As of :meth:`__call__`.
+    def choose_lens(self, scene: BokehScene, **settings: Any) -> LensSetting:
+        """Focus and blur of the pictures that :meth:`render` makes with these settings; see
+        :func:`bokehdiff.lens.choose_lens`.
 
         Raises:
-            ValueError: an input that cannot be meant.
-            RuntimeError: PISA is not installed in the UNet.
+            ValueError: settings that cannot be meant, or no scene.
         """
         if not isinstance(scene, BokehScene):
             raise ValueError(
                 f"render got a {type(scene).__name__}; it takes the scene that "
                 "prepare(image, disparity) returns. To render a photo at once, call the pipeline."
             )
-        self.check_ready(generator, output_type)
-        focus, strength = check_focus_and_strength(df, K, scene.batch_size, metric=scene.metric)
-        device = self._execution_device
-        disparity = scene.disparity.to(device)
-        focus, strength = focus.to(device), strength.to(device)
-        if scene.metric:
-            disparity, focus, strength = normalise_disparity(disparity, focus, strength)
+        if scene.codec_of != self._shown:
+            raise ValueError(
+                "The scene was prepared with the codec of other weights than those in effect now. "
+                "Prepare it again."
+            )
+        return choose_lens(scene.disparity, image=scene.image, metric=scene.metric, **settings)
 
-        padded, _ = pad_to_multiple(disparity, self.image_multiple)
-        defocus = signed_defocus(padded, focus, strength)
-        latents = self.predict_latents(scene.latents.to(device), padded, defocus, generator)
+    def _encoded(
+        self, image: torch.Tensor, disparity: torch.Tensor, metric: bool, tiling: Tiling
+    ) -> BokehScene:
+        device = self._execution_device
+        image, disparity = image.to(device), disparity.to(device)
+        padded, _ = pad_to_multiple(image, self.image_multiple)
+        latents = self.encode_latents(2 * padded - 1, tiling=tiling)
+        self.maybe_free_model_hooks()
+        return BokehScene(
+            image=image,
+            disparity=disparity,
+            latents=latents,
+            metric=metric,
+            codec_of=self._shown,
+        )
+
+    def _rendered(
+        self,
+        scene: BokehScene,
+        lens: LensSetting,
+        *,
+        tiling: Tiling,
+        generator: torch.Generator | None,
+        output_type: str,
+        preserve_detail: bool = True,
+        return_coc: bool = False,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> BokehDiffPipelineOutput:
+        device = self._execution_device
+        lens = lens.to(device)
+        image, latents = (
+            part.to(device).expand(lens.count, -1, -1, -1) for part in (scene.image, scene.latents)
+        )
+        padded, _ = pad_to_multiple(scene.disparity.to(device), self.image_multiple)
+        defocus = lens.signed_defocus(padded)
+        # PISA looks up who hides whom in [0, 1], whatever the unit.
+        occluders = normalise_disparity(padded)[0] if scene.metric else padded
+        occluders = occluders.expand(lens.count, -1, -1, -1)
+        latents = self.predict_latents(latents, occluders, defocus, generator, tiling=tiling)
+        latents = self.call_back(latents, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        defocus = crop_to(defocus, scene.size)
         images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
         if output_type == "latent":
             images = latents
         else:
-            rendered = crop_to(self.decode_latents(latents, generator), scene.size) / 2 + 0.5
+            decoded = self.decode_latents(latents, generator, tiling=tiling)
+            rendered = crop_to(decoded, scene.size) / 2 + 0.5
             if preserve_detail:
-                defocus = crop_to(defocus, scene.size)
                 if scene.codec_image is None and bool((defocus.abs() < RESIDUAL_GONE_RADIUS).any()):
-                    decoded = self.decode_latents(scene.latents.to(device))
-                    scene.codec_image = crop_to(decoded, scene.size) / 2 + 0.5
-                rendered = put_back_detail(
-                    rendered, scene.image.to(device), scene.codec_image, defocus
-                )
+                    own = self.decode_latents(scene.latents.to(device), tiling=tiling)
+                    scene.codec_image = crop_to(own, scene.size) / 2 + 0.5
+                codec_image = scene.codec_image
+                if codec_image is not None:
+                    codec_image = codec_image.to(device).expand_as(image)
+                rendered = put_back_detail(rendered, image, codec_image, defocus)
             images = self._as_output_type(rendered.clamp(0, 1).float(), output_type)
+        coc = None
+        if return_coc:
+            overlay = coc_overlay(image, defocus)
+            coc = self._as_output_type(overlay, "pt" if output_type == "latent" else output_type)
         self.maybe_free_model_hooks()
-        if not return_dict:
-            return (images,)
-        return BokehDiffPipelineOutput(images=images)
+        return BokehDiffPipelineOutput(images=images, coc=coc)
 
     # -- The differentiable core, shared by training and inference -------------------------------
 
@@ -468,17 +771,23 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
         latents = self.predict_latents(latents, padded_disparity, defocus, generator)
         return crop_to(self.decode_latents(latents, generator), size)
 
-    def encode_latents(self, image: torch.Tensor) -> torch.Tensor:
+    def encode_latents(self, image: torch.Tensor, *, tiling: Tiling = None) -> torch.Tensor:
         """Scaled latents of an image, the mode of the posterior; differentiable.
 
         Args:
             image: (B, 3, H, W) in [-1, 1]; sides multiples of :attr:`image_multiple`.
+            tiling: as of :meth:`__call__`; changes memory, not the result.
 
         Returns:
             (B, C, H / s, W / s), at least float32.
         """
         with self._vae_in_safe_precision(image.device):
-            latents = self.vae.encode(image.to(self.vae.dtype)).latent_dist.mode()
+            image = image.to(self.vae.dtype)
+            strip = codec_strip_for(self.vae, tiling, *image.shape[-2:])
+            if strip is None:
+                latents = self.vae.encode(image).latent_dist.mode()
+            else:
+                latents = encode_in_tiles(self.vae, image, strip)
         latents = _at_least_float32(latents)
         mean, deviation = self._latent_statistics(latents)
         return (latents - mean) * (self.vae.config.scaling_factor / deviation)
@@ -489,6 +798,7 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
         disparity: torch.Tensor,
         defocus: torch.Tensor,
         generator: torch.Generator | None = None,
+        tiling: Tiling = "auto",
     ) -> torch.Tensor:
         """Latents of the blurred picture, by one call of the UNet and the closed-form step (Eq. 1).
 
@@ -498,54 +808,144 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
             defocus: (B, 1, H, W), signed circle-of-confusion radius in pixels, positive nearer than
                 the plane in focus.
             generator: source of randomness for PISA presets that draw.
+            tiling: as of :meth:`__call__`. While gradients are recorded the picture is taken whole.
 
         Returns:
             (B, C, h, w).
         """
+        check_tiling(tiling)
+        if torch.is_grad_enabled():
+            tiling = None
+        occluders = disparity.clamp(0, NEAREST_DISPARITY)
+        window_pixels = window_pixels_for(self.unet, tiling, latents.device)
+        if window_pixels is not None or tiling in ("auto", None):
+            noise = self.predict_noise(
+                latents, occluders, defocus, generator, window_pixels=window_pixels
+            )
+        else:
+            # One after the other, as how much a part sees around it depends on the picture's blur.
+            pictures = zip(latents.split(1), occluders.split(1), defocus.split(1), strict=True)
+            noise = torch.cat(
+                [self.predict_noise_in_tiles(*one, generator, tiling) for one in pictures]
+            )
+        of_latents, of_noise = self.closed_form_step()
+        return (of_latents * latents).sub_(noise.to(latents.dtype), alpha=of_noise)
+
+    def predict_noise(
+        self,
+        latents: torch.Tensor,
+        occluders: torch.Tensor,
+        defocus: torch.Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        tile: Window | None = None,
+        window_pixels: int | None = None,
+    ) -> torch.Tensor:
+        """What the UNet predicts in one call, (B, C, h, w).
+
+        Args:
+            latents, occluders, defocus, generator: as of :meth:`predict_latents`; disparity at most
+                ``NEAREST_DISPARITY``.
+            tile: where on the latents of a larger picture these lie. Their origin is what the UNet
+                is told as the crop, in latent pixels as the authors do.
+            window_pixels: side of the windows in which a local UNet works.
+        """
         context = self.verify_pisa()
         batch_size, _, height, width = latents.shape
         scale = self.vae_scale_factor
-        occluders = disparity.clamp(0, NEAREST_DISPARITY)
         prompt_embeds, pooled_prompt_embeds = self.bokeh_prompt(batch_size, latents.device)
         # (original height and width, crop top and left, target height and width), pixels.
         # In float32 whatever the UNet's dtype: bfloat16 cannot tell 1001 from 1000.
-        image_size = (height * scale, width * scale)
-        time_ids = latents.new_tensor([(*image_size, 0, 0, *image_size)]).repeat(batch_size, 1)
+        tile = tile or Window(0, 0, height, width, height, width)
+        image_size = (tile.height * scale, tile.width * scale)
+        time_ids = latents.new_tensor([(*image_size, tile.top, tile.left, *image_size)])
+        time_ids = time_ids.repeat(batch_size, 1)
 
         sample = latents
         if self.unet.config.in_channels != latents.shape[1]:
-            maps = [F.pixel_unshuffle(one, scale).to(latents.dtype) for one in (occluders, defocus)]
-            sample = torch.cat([latents, *maps], dim=1)
+            maps = F.pixel_unshuffle(torch.cat([occluders, defocus], 1), scale).to(latents.dtype)
+            sample = torch.cat([latents, maps], dim=1)
+            del maps  # a large picture needs their memory
         timestep = torch.full((batch_size,), self.config.timestep, device=latents.device)
 
         context.set_scene(occluders, defocus.abs(), height, width, scale)
         context.generator = generator
+        options = {} if window_pixels is None else {"window_pixels": window_pixels}
         try:
-            noise = self.unet(
+            noise: torch.Tensor = self.unet(
                 sample.to(self.unet.dtype),
                 timestep,
                 encoder_hidden_states=prompt_embeds,
                 added_cond_kwargs={"text_embeds": pooled_prompt_embeds, "time_ids": time_ids},
                 return_dict=False,
+                **options,
             )[0]
         finally:
             # Checkpointed and compiled layers look at the scene again during the backward pass.
             if not torch.is_grad_enabled():
                 context.clear()
                 context.generator = None
-        of_latents, of_noise = self.closed_form_step()
-        return of_latents * latents - of_noise * noise.to(latents.dtype)
+        return noise
+
+    def predict_noise_in_tiles(
+        self,
+        latents: torch.Tensor,
+        occluders: torch.Tensor,
+        defocus: torch.Tensor,
+        generator: torch.Generator | None,
+        tiling: Tiling,
+    ) -> torch.Tensor:
+        """The noise of one picture (1, C, h, w), predicted in tiles and blended in float32."""
+        height, width = latents.shape[-2:]
+        scale = self.vae_scale_factor
+        radius = float(defocus.abs().max())
+        tiles = tiles_for(tiling, height, width, self.latent_multiple, scale, radius)
+        if not tiles:
+            return self.predict_noise(latents, occluders, defocus, generator)
+        total = latents.new_zeros(latents.shape, dtype=torch.float32)
+        weights = total.new_zeros(height, width)
+        for tile, weight in tiles:
+            pixels = tile.scaled(scale)
+            noise = self.predict_noise(
+                tile.crop(latents),
+                pixels.crop(occluders),
+                pixels.crop(defocus),
+                generator,
+                tile=tile,
+            )
+            weight = weight.to(total.device)
+            tile.crop(total).addcmul_(noise.float(), weight)
+            tile.crop(weights).add_(weight)
+        return total.div_(weights)
 
     def decode_latents(
-        self, latents: torch.Tensor, generator: torch.Generator | None = None
+        self,
+        latents: torch.Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        tiling: Tiling = None,
     ) -> torch.Tensor:
-        """Image of scaled latents (B, C, h, w): (B, 3, H, W) around [-1, 1]; differentiable."""
+        """Image of scaled latents (B, C, h, w): (B, 3, H, W) around [-1, 1]; differentiable.
+
+        ``tiling``, as of :meth:`__call__`, changes memory, not the result.
+        """
         mean, deviation = self._latent_statistics(latents)
         latents = latents * (deviation / self.vae.config.scaling_factor) + mean
         with self._vae_in_safe_precision(latents.device):
-            image = self.vae.decode(
-                latents.to(self.vae.dtype), return_dict=False, generator=generator
-            )[0]
+            latents = latents.to(self.vae.dtype)
+            height, width = (side * self.vae_scale_factor for side in latents.shape[-2:])
+            strip = codec_strip_for(self.vae, tiling, height, width)
+            if strip is not None:
+                image = decode_in_tiles(self.vae, latents, strip)
+            else:
+                # Pictures at once gain nothing, and need as many times the memory.
+                batches = [latents] if torch.is_grad_enabled() else latents.split(1)
+                image = torch.cat(
+                    [
+                        self.vae.decode(batch, return_dict=False, generator=generator)[0]
+                        for batch in batches
+                    ]
+                )
         return _at_least_float32(image)
 
     def closed_form_step(self) -> tuple[float, float]:
@@ -600,7 +1000,7 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
 
         Encoded once by the text encoders if there are any, else taken from ``stored_prompt``.
         """
-        device = device or self._execution_device
+        device, dtype = device or self._execution_device, self.unet.dtype
         if self._has_text_encoders:
             made_by = (self.config.prompt, id(self.text_encoder), id(self.text_encoder_2))
             if self._encoded_prompt is None or self._encoded_prompt[0] != made_by:
@@ -612,10 +1012,8 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
             _, prompt_embeds, pooled_prompt_embeds = self._encoded_prompt
         else:
             prompt_embeds, pooled_prompt_embeds = self.stored_prompt()
-        prompt_embeds = prompt_embeds.to(device, self.unet.dtype).expand(batch_size, -1, -1)
-        return prompt_embeds, pooled_prompt_embeds.to(device, self.unet.dtype).expand(
-            batch_size, -1
-        )
+        prompt_embeds = prompt_embeds.to(device, dtype).expand(batch_size, -1, -1)
+        return prompt_embeds, pooled_prompt_embeds.to(device, dtype).expand(batch_size, -1)
 
     def make_stored_prompt(self) -> StoredPrompt:
         """The prompt's embedding as a component, with which the text encoders can be left out."""
@@ -687,6 +1085,13 @@ class BokehDiffPipeline(PipelineWithBokehWeights):
         if output_type == "np":
             return arrays
         return [PIL.Image.fromarray(one) for one in np.rint(arrays * 255).astype(np.uint8)]
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Several outputs of one type as one."""
+    if isinstance(parts[0], list):
+        return [image for part in parts for image in part]
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(parts)
 
 
 def check_model_folder(folder: str, given: Collection[str] = ()) -> None:

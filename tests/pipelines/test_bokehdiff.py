@@ -386,13 +386,6 @@ def test_a_render_without_pisa_never_happens_silently() -> None:
     assert torch.equal(pipe.render(scene, DF, K, output_type="pt").images, before)
 
 
-def test_attention_slicing_is_noticed() -> None:
-    pipe = small_pipeline()
-    pipe.enable_attention_slicing()
-    with pytest.raises(RuntimeError, match="PISA"):
-        pipe(*photo_and_disparity(), DF, K)
-
-
 def test_the_scene_is_forgotten_after_the_call() -> None:
     pipe = small_pipeline()
     pipe(*photo_and_disparity(), DF, K)
