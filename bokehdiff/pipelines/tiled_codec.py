@@ -64,9 +64,7 @@ def codec_strip_for(vae: nn.Module, tiling: Any, height: int, width: int) -> int
         height, width: of the picture, pixels.
     """
     codec = uncompiled(vae)
-    if tiling is None or torch.is_grad_enabled() or not isinstance(codec, AutoencoderKL):
-        return None
-    if codec.use_tiling:
+    if tiling is None or torch.is_grad_enabled() or not _can_be_cut(codec) or codec.use_tiling:
         return None
     if isinstance(tiling, int):
         return tiling**2
@@ -519,18 +517,26 @@ def _stored(activation: _Activation, forget: bool = True) -> _Stored:
 # -- Checks, devices, precision --------------------------------------------------------------------
 
 
+def _kinds(codec: Any) -> set[str]:
+    """The kinds of the codec's blocks."""
+    config = codec.config
+    return {*config.get("down_block_types", ()), *config.get("up_block_types", ())}
+
+
+def _can_be_cut(codec: Any) -> bool:
+    """Whether nothing but the middle block looks at the whole picture, norms aside."""
+    plain = {"DownEncoderBlock2D", "UpDecoderBlock2D"}
+    return isinstance(codec, AutoencoderKL) and _kinds(codec) == plain
+
+
 def _check(vae: nn.Module, tile_pixels: int) -> AutoencoderKL:
     """The codec itself, of a kind that can be cut into strips, or ``ValueError``."""
     codec: Any = uncompiled(vae)
-    kinds = {
-        *codec.config.get("down_block_types", ()),
-        *codec.config.get("up_block_types", ()),
-    }
-    if not isinstance(codec, AutoencoderKL) or kinds != {"DownEncoderBlock2D", "UpDecoderBlock2D"}:
+    if not _can_be_cut(codec):
         raise ValueError(
-            f"The codec is {type(codec).__name__} with blocks {sorted(kinds)}. Strips are for "
-            "AutoencoderKL with DownEncoderBlock2D and UpDecoderBlock2D alone, as in SDXL. Encode "
-            "and decode the whole picture with this one."
+            f"The codec is {type(codec).__name__} with blocks {sorted(_kinds(codec))}. Strips are "
+            "for AutoencoderKL with DownEncoderBlock2D and UpDecoderBlock2D alone, as in SDXL. "
+            "Encode and decode the whole picture with this one."
         )
     if tile_pixels < 1:
         raise ValueError(

@@ -23,6 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bokehdiff.models.space_to_depth import AutoencoderSpaceToDepth
 from bokehdiff.pipelines.tiled_codec import (
+    DEFAULT_TILE_PIXELS,
+    codec_strip_for,
     decode_in_tiles,
     encode_in_tiles,
     tiled_codec_bytes,
@@ -455,3 +457,19 @@ def test_memory_at_the_peak(task: str) -> None:
     assert tiled["bytes"] < 1.1 * tiled["expected"]
     untiled = measured(task, "untiled", 1536, 1536, 2**19, changes)
     assert tiled["bytes"] < 0.6 * untiled["bytes"]
+
+
+def test_which_pictures_are_cut() -> None:
+    vae = tiny_vae()
+    assert codec_strip_for(vae, "auto", 1024, 1024) is None
+    assert codec_strip_for(vae, "auto", 4000, 6000) == DEFAULT_TILE_PIXELS
+    assert codec_strip_for(vae, "official", 4000, 6000) == DEFAULT_TILE_PIXELS
+    assert codec_strip_for(vae, 64, 128, 128) == 64**2
+    assert codec_strip_for(vae, None, 4000, 6000) is None
+    with_attention = tiny_vae(down_block_types=("AttnDownEncoderBlock2D",) * 4)
+    assert codec_strip_for(with_attention, "auto", 4000, 6000) is None
+    vae.enable_tiling()
+    assert codec_strip_for(vae, "auto", 4000, 6000) is None
+    vae.disable_tiling()
+    with torch.enable_grad():
+        assert codec_strip_for(vae, "auto", 4000, 6000) is None
