@@ -868,7 +868,8 @@ class BokehDiffPipeline(PipelineWithBokehWeights, PipelineWithSwitches):
             del maps  # a large picture needs their memory
         timestep = torch.full((batch_size,), self.config.timestep, device=latents.device)
 
-        context.set_scene(occluders, defocus.abs(), height, width, scale)
+        if window_pixels is None:  # in windows a UNet finds the scene of each in its own input
+            context.set_scene(occluders, defocus.abs(), height, width, scale)
         context.generator = generator
         options = {} if window_pixels is None else {"window_pixels": window_pixels}
         try:

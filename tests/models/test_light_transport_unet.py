@@ -22,9 +22,8 @@ from bokehdiff.models.light_transport_unet import (
 )
 from bokehdiff.optics import signed_defocus
 
-# Sums in another order differ by 1e-7; colour is divided by a coverage of at least 0.02, and the
-# sRGB curve is 13 times steeper than the diagonal at black.
-ROUNDING = 1e-4
+ROUNDING = 5e-6
+"""A few roundings of float32 at 1, which sums in another order leave."""
 
 SLOPE = slope_per_token(PisaConfig.preset("paper"))
 
@@ -235,12 +234,13 @@ def test_a_picture_does_not_depend_on_its_companions(untrained):
 
 @pytest.fixture(scope="module")
 def outspoken() -> LightTransportUNet:
-    """All convolutions and logits say something, so that nothing can go wrong unseen."""
+    """All convolutions and logits say something, so that nothing can go wrong unseen, and none
+    enlarges an error."""
     torch.manual_seed(0)
     unet = LightTransportUNet(block_out_channels=(8, 8, 8, 8), layers_per_block=1).eval()
     for name, parameter in unet.named_parameters():
         if "to_v" not in name and "to_out" not in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=0.05)
     return unet
 
 
@@ -253,7 +253,7 @@ def patches(height, width, batch=1, seed=0):
     return photo, disparity
 
 
-@pytest.mark.parametrize("size", [(96, 64), (80, 144)])
+@pytest.mark.parametrize("size", [(64, 48), (48, 96)])
 @pytest.mark.parametrize("K", [3.0, 30.0, 500.0])
 def test_windows_give_the_same_picture(outspoken, size, K, monkeypatch):
     """Circles of confusion of one window, of several, and wider than the picture."""
@@ -262,7 +262,7 @@ def test_windows_give_the_same_picture(outspoken, size, K, monkeypatch):
     df, strength = torch.tensor([0.1, 0.7]), torch.tensor([K, K / 3])
     with torch.no_grad():
         whole = render(outspoken, photo, disparity, df, strength)
-        for side in (16, 48):
+        for side in (16, 32):
             parts = render(outspoken, photo, disparity, df, strength, window_pixels=side)
             assert (parts - whole).abs().max() < ROUNDING
 

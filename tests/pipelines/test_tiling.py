@@ -108,21 +108,12 @@ def test_windows_of_a_local_network_leave_no_trace(local, size, K) -> None:
     depths = torch.rand(2, 1, -(-size[0] // 16), -(-size[1] // 16), generator=generator)
     disparity = depths.repeat_interleave(16, 2).repeat_interleave(16, 3)[..., : size[0], : size[1]]
     df, strength = torch.tensor([0.2, 0.8]), torch.tensor([K, K / 2])
-    with torch.no_grad():
-        images = []
-        for tiling in (None, 32, 48):
-            scene = local.prepare(photo, disparity)
-            padded = torch.nn.functional.pad(
-                disparity, (0, -size[1] % 8, 0, -size[0] % 8), mode="replicate"
-            )
-            defocus = strength.view(2, 1, 1, 1) * (padded - df.view(2, 1, 1, 1))
-            latents = local.predict_latents(scene.latents, padded, defocus, tiling=tiling)
-            images.append(local.decode_latents(latents))
-    whole, *parts = images
-    for side, image in zip((32, 48), parts, strict=True):
-        difference = (image - whole).abs().amax((0, 1))
-        # Sums in another order, divided by coverages of at least 0.02, on the steep end of sRGB.
-        assert difference.max() < 1e-4, (side, difference.max())
+    arguments = dict(preserve_detail=False, output_type="pt")
+    whole = local(photo, disparity, df, strength, tiling=None, **arguments).images
+    for tiling in (32, 48):
+        image = local(photo, disparity, df, strength, tiling=tiling, **arguments).images
+        # A few roundings of float32 at 1, which sums in another order leave.
+        assert (image - whole).abs().max() < 5e-6
 
 
 def test_training_takes_the_picture_whole(local) -> None:
