@@ -33,11 +33,12 @@ OFFICIAL_LARGEST_AREA = 2 * OFFICIAL_TILE**2
 BLENDED_LATENTS = 8
 """Latent pixels to either side of a border between windows over which one fades into the other."""
 
-WINDOW_PIXELS_ON_CPU = 256
-"""Side of the windows of a local UNet: what its layers hold of them stays in the caches."""
+WINDOW_PIXELS_PER_THREAD = 256**2
+"""Pixels of the windows of a local UNet for each thread of the CPU: what its layers hold of them
+stays in the caches, and threads wait for each other seldom enough."""
 
 WINDOW_PIXELS_ON_GPU = 1024
-"""Likewise on a GPU, where small windows leave processors idle; a bound of memory."""
+"""Side of such windows on a GPU, where small ones leave processors idle; a bound of memory."""
 
 
 def check_tiling(tiling: Tiling) -> None:
@@ -69,7 +70,9 @@ def window_pixels_for(unet: Any, tiling: Tiling, device: torch.device) -> int | 
     if multiple is None or tiling is None or tiling == "official":
         return None
     if tiling == "auto":
-        tiling = WINDOW_PIXELS_ON_CPU if device.type == "cpu" else WINDOW_PIXELS_ON_GPU
+        tiling = WINDOW_PIXELS_ON_GPU
+        if device.type == "cpu":
+            tiling = math.isqrt(WINDOW_PIXELS_PER_THREAD * torch.get_num_threads())
     return _rounded_up(int(tiling), multiple)
 
 
