@@ -18,14 +18,13 @@ pipeline.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .attention import DEFAULT_PISA_LAYERS, PisaConfig
+from .whole_files import whole_or_not_at_all
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 VAE_FILE = "vae_encoder.safetensors"
@@ -178,12 +178,12 @@ def write_bokeh_weights(
     folder.mkdir(parents=True, exist_ok=True)
     if vae_file is not None:
         vae = _copies(weights.vae)
-        with _whole_or_not_at_all(folder / vae_file) as unfinished:
+        with whole_or_not_at_all(folder / vae_file) as unfinished:
             if layout == "diffusers":
                 save_file(vae, unfinished, metadata={"format": "pt"})
             else:
                 torch.save(vae, unfinished)
-    with _whole_or_not_at_all(folder / LORA_FILE) as unfinished:
+    with whole_or_not_at_all(folder / LORA_FILE) as unfinished:
         save_file(_copies(tensors), unfinished, metadata=metadata)
     for stale in {VAE_FILE, OFFICIAL_VAE_FILE} - {vae_file}:
         (folder / stale).unlink(missing_ok=True)
@@ -219,17 +219,6 @@ def _as_json(values: Mapping[str, Any]) -> str:
         name: sorted(value) if isinstance(value, set) else value for name, value in values.items()
     }
     return json.dumps(plain, indent=2, sort_keys=True)
-
-
-@contextlib.contextmanager
-def _whole_or_not_at_all(path: Path) -> Iterator[str]:
-    """A name to write to; what is there afterwards becomes ``path`` in one step."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        yield str(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 # -- In ------------------------------------------------------------------------------------------

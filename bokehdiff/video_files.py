@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from .whole_files import PathLike, file_to_write, whole_or_not_at_all
+
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 
 
-def check_video_file(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+def check_video_file(path: PathLike, overwrite: bool = False) -> Path:
     """The path, if a video can be written there.
 
     Raises:
@@ -26,13 +27,7 @@ def check_video_file(path: str | os.PathLike[str], overwrite: bool = False) -> P
             f"{file.name} ends in {file.suffix or 'no suffix'}; wanted a video, one of "
             f"{', '.join(VIDEO_SUFFIXES)}."
         )
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {file.parent}; create it first.")
-    if file.exists() and not overwrite:
-        raise FileExistsError(
-            f"{file} exists already; wanted a new file. Choose another name, or pass "
-            "overwrite=True (--force on the command line)."
-        )
+    file_to_write(file, VIDEO_SUFFIXES, overwrite)
     try:
         import imageio.v2  # noqa: F401
         import imageio_ffmpeg  # noqa: F401
@@ -44,7 +39,7 @@ def check_video_file(path: str | os.PathLike[str], overwrite: bool = False) -> P
 
 
 def write_video(
-    path: str | os.PathLike[str],
+    path: PathLike,
     frames: Iterable[np.ndarray],
     frames_per_second: float,
     overwrite: bool = False,
@@ -69,9 +64,8 @@ def write_video(
         raise ValueError(f"frames_per_second is {frames_per_second}; wanted more than 0.")
     import imageio.v2
 
-    unfinished = file.with_name(f".{file.stem}.{os.getpid()}.unfinished{file.suffix}")
     count = 0
-    try:
+    with whole_or_not_at_all(file, file.suffix) as unfinished:
         video = imageio.v2.get_writer(
             unfinished,
             format="FFMPEG",
@@ -97,7 +91,4 @@ def write_video(
                 count += 1
         if not count:
             raise ValueError("There are no frames; wanted at least one.")
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return file

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PathLike = str | os.PathLike[str]
@@ -29,18 +29,23 @@ def file_to_write(path: PathLike, suffixes: Sequence[str], overwrite: bool) -> P
     return file
 
 
-def write_whole(file: Path, data: bytes) -> None:
-    """Writes beside the target and renames, so that an interrupted write leaves no half a file."""
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}-")
+@contextlib.contextmanager
+def whole_or_not_at_all(file: Path, suffix: str = "") -> Iterator[Path]:
+    """A name beside `file` to write to; what is there afterwards becomes `file` in one step.
+
+    If an error is raised, what was written is removed and `file` is as it was. The name has a
+    `suffix` only for encoders that go by it: others would take it for that of a finished file.
+    """
+    # Without the name of the file, which may be as long as names can be.
+    unfinished = file.with_name(f".{uuid.uuid4().hex}.unfinished{suffix}")
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-        # mkstemp makes files private; results get the permissions any new file would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+        yield unfinished
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Writes these bytes, so that an interrupted write leaves no half a file."""
+    with whole_or_not_at_all(file) as unfinished:
+        unfinished.write_bytes(data)

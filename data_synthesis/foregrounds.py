@@ -16,7 +16,6 @@ import importlib.metadata
 import json
 import os
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -29,6 +28,7 @@ from scipy import fft
 from tqdm import tqdm
 
 from bokehdiff import __version__
+from bokehdiff.whole_files import whole_or_not_at_all
 from data_synthesis.matting import BackdropError
 from data_synthesis.prompts import Prompt, PromptBank
 
@@ -309,17 +309,13 @@ def _stored_hashes(picture: Path) -> _Hashes:
 
 def _write(path: Path, content: str | Image.Image) -> None:
     """Writes a file that appears only when it is complete."""
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unfinished")
-    try:
+    with whole_or_not_at_all(path) as unfinished:
         if isinstance(content, str):
             unfinished.write_text(content, encoding="utf-8")
         else:
             content.save(unfinished, format="PNG")
         if path.suffix == ".png" and path.exists():
             raise FileExistsError(f"{path} appeared meanwhile; is another run writing there?")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 # --- Command line ---------------------------------------------------------------------------------
