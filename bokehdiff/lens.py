@@ -157,14 +157,9 @@ def choose_lens(
     if focus_range is not None:
         far, near = _ends(focus_range)
     elif focus is not None:
-        spots = focus if isinstance(focus, list) else [focus]
-        if batch_size == 1 and len(spots) > 1:
-            found = [
-                find_focus(disparity, spot, image=image, whole=whole_subject) for spot in spots
-            ]
-            far, near = (torch.cat(ends) for ends in zip(*found, strict=True))
-        else:
-            far, near = find_focus(disparity, focus, image=image, whole=whole_subject)
+        several = batch_size == 1 and isinstance(focus, list) and len(focus) > 1
+        maps = disparity.expand(len(focus), -1, -1, -1) if several else disparity
+        far, near = find_focus(maps, focus, image=image, whole=whole_subject)
     else:
         far = near = df
     blur = DEFAULT_STRENGTH if K is None else K

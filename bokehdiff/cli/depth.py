@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +11,12 @@ import typer
 from . import options
 from .disparities import check_photos, depth_estimator
 from .renderers import usable_device
-from .speech import Mistake, plain_speech, say_error
+from .results import check_targets, one_by_one
+from .speech import Mistake, plain_speech
 
 if TYPE_CHECKING:
     import torch
 
-    from ..depth import DepthEstimator
 
 DEPTH_EXAMPLES = """\b
 Examples:
@@ -78,8 +77,17 @@ def depth(
             )
         else:
             targets = [output]
-        _check_targets(photos, targets, force)
-        if _estimate_all(photos, targets, estimator, force):
+        check_targets(photos, targets, force, do="Estimate", done="estimated")
+        unit = " 1/m" if estimator.metric else ""
+
+        def estimate_one(number: int) -> str:
+            target = targets[number]
+            disparity = estimator(photos[number]).disparity[0, 0]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write(target, disparity, force)
+            return f"{target} ({float(disparity.min()):.4g} to {float(disparity.max()):.4g}{unit})"
+
+        if one_by_one(photos, estimate_one):
             raise typer.Exit(1)
 
 
@@ -106,55 +114,6 @@ def _is_folder(photos: list[Path], output: Path) -> bool:
     if not output.parent.is_dir():
         raise Mistake(f"-o {output}: there is no folder {output.parent}; create it first.")
     return False
-
-
-def _check_targets(photos: list[Path], targets: list[Path], force: bool) -> None:
-    """Refuses, before anything is estimated, to write over what is there."""
-    seen: dict[Path, Path] = {}
-    for photo, target in zip(photos, targets, strict=True):
-        if target in seen:
-            raise Mistake(
-                f"{seen[target]} and {photo} would both be written to {target}; wanted different "
-                "names. Estimate them in two calls with two folders."
-            )
-        seen[target] = photo
-        if target.exists() and any(target.samefile(other) for other in photos):
-            raise Mistake(f"{target} is the photograph itself; wanted another file or folder.")
-    existing = [target for target in targets if target.exists()]
-    if existing and not force:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise Mistake(
-            f"{existing[0]}{more} exists already; nothing was estimated. Choose another -o, or add "
-            "--force to overwrite."
-        )
-
-
-def _estimate_all(
-    photos: list[Path], targets: list[Path], estimator: DepthEstimator, force: bool
-) -> int:
-    """Estimates one by one, past any that fail; returns how many failed."""
-    from tqdm import tqdm
-
-    failures = 0
-    bar = tqdm(total=len(photos), unit="photo", file=sys.stderr)
-    with bar:
-        for photo, target in zip(photos, targets, strict=True):
-            bar.set_description(photo.name)
-            try:
-                disparity = estimator(photo).disparity[0, 0]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _write(target, disparity, force)
-            except (ValueError, OSError) as mistake:
-                failures += 1
-                with bar.external_write_mode(file=sys.stderr):
-                    say_error(f"{photo}: {mistake}")
-            else:
-                unit = " 1/m" if estimator.metric else ""
-                low, high = float(disparity.min()), float(disparity.max())
-                with bar.external_write_mode(file=sys.stderr):
-                    typer.echo(f"{target} ({low:.4g} to {high:.4g}{unit})")
-            bar.update()
-    return failures
 
 
 def _write(target: Path, disparity: torch.Tensor, force: bool) -> None:

@@ -23,6 +23,12 @@ def check_photos(photos: list[Path]) -> None:
             raise Mistake(f"{photo} {what}; wanted a photograph.")
 
 
+def check_unit(metric: bool, normalise: bool) -> None:
+    """Refuses to take a map for 1/metres that is to be stretched."""
+    if metric and normalise:
+        raise Mistake("--metric and --normalise both came; a stretched map has no unit.")
+
+
 def find_disparities(photos: list[Path], disparity: str | None) -> list[Path | None]:
     """The disparity map of every photograph; None where there is none and it is to be estimated."""
     check_photos(photos)

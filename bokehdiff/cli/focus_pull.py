@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .disparities import depth_estimator, disparity_of, find_disparities
+from .disparities import check_unit, depth_estimator, disparity_of, find_disparities
 from .options import LensOptions, parse_focus, parse_tiling
 from .renderers import Method, load_renderer, usable_device
 from .speech import Mistake, plain_speech
@@ -130,8 +130,7 @@ def focus_pull(
         )
         for settings in (first, last):
             settings.check()
-        if metric and normalise:
-            raise Mistake("--metric and --normalise both came; a stretched map has no unit.")
+        check_unit(metric, normalise)
         (map_file,) = find_disparities([photo], disparity)
         from ..images import read_image
         from ..video_files import check_video_file, write_video

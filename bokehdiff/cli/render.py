@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import enum
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
-from .disparities import depth_estimator, disparity_of, find_disparities
+from .disparities import check_unit, depth_estimator, disparity_of, find_disparities
 from .options import LensOptions, parse_focus, parse_range, parse_tiling
 from .renderers import CLASSICAL_METHODS, Method, Prepare, load_renderer, usable_device
-from .speech import Mistake, plain_speech, say_error
+from .results import check_targets, one_by_one
+from .speech import Mistake, plain_speech
 
 if TYPE_CHECKING:
     from ..depth import DepthEstimator
@@ -241,8 +241,7 @@ def render(
         if focus is not None and focus_mask is not None:
             raise Mistake("--focus and --focus-mask both came; wanted one of them.")
         where = None if focus is None else parse_focus(focus)
-        if metric and normalise:
-            raise Mistake("--metric and --normalise both came; a stretched map has no unit.")
+        check_unit(metric, normalise)
         settings = LensOptions(
             df=df,
             focus=where if focus_mask is None else focus_mask,
@@ -380,24 +379,8 @@ def _plan_outputs(
             if photo.suffix.lower() in (*LINEAR_LIGHT_SUFFIXES, ".npy"):
                 kept = is_linear
             targets.append(output / (photo.name if kept else f"{photo.stem}.png"))
-    seen: dict[Path, Path] = {}
-    for photo, target in zip(photos, targets, strict=True):
-        if target in seen:
-            raise Mistake(
-                f"{seen[target]} and {photo} would both be written to {target}; wanted different "
-                "names. Render them in two calls with two folders."
-            )
-        seen[target] = photo
-        if target.exists() and any(target.samefile(other) for other in photos):
-            raise Mistake(f"{target} is the photograph itself; wanted another file or folder.")
     overlays = [_overlay_file(target) for target in targets] if coc else []
-    existing = [target for target in [*targets, *overlays] if target.exists()]
-    if existing and not force:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise Mistake(
-            f"{existing[0]}{more} exists already; nothing was rendered. Choose another -o, or add "
-            "--force to overwrite."
-        )
+    check_targets(photos, targets, force, do="Render", done="rendered", more=overlays)
     for target in targets:
         check_encoder(target)
     return targets
@@ -424,43 +407,33 @@ def _render_all(
 ) -> int:
     """Renders one by one, past any that fail; returns how many failed."""
     import torch
-    from tqdm import tqdm
 
     from ..images import linear_to_srgb, write_image
     from ..overlay import coc_overlay
     from ..photographs import read_photograph, write_photograph
 
-    failures = 0
-    bar = tqdm(total=len(photos), unit="photo", file=sys.stderr)
-    with bar, torch.inference_mode():
-        for photo, map_file, is_linear, target in zip(photos, maps, linear, targets, strict=True):
-            bar.set_description(photo.name)
-            try:
-                read = read_photograph(photo, linear=is_linear or None)
-                shown = linear_to_srgb(read.image).clamp(max=1) if read.linear else read.image
-                image = read.image if is_linear else read.display_encoded(photo.name)
-                disparity, metric = disparity_of(
-                    map_file, shown, estimator,
-                    metric=settings.metric, normalise=normalise, invalid=invalid,
-                )  # fmt: skip
-                lens = settings.choose(photo, shown, disparity, metric)
-                result = prepare(image, disparity, metric, is_linear)(lens)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if is_linear:
-                    result = result.clamp(min=0)
-                write_photograph(target, result, read, linear=is_linear, overwrite=force)
-                if coc:
-                    overlay = coc_overlay(shown, lens.signed_defocus(disparity))
-                    write_image(_overlay_file(target), overlay, overwrite=force)
-            except (ValueError, OSError) as mistake:
-                failures += 1
-                with bar.external_write_mode(file=sys.stderr):
-                    say_error(f"{photo}: {mistake}")
-            else:
-                with bar.external_write_mode(file=sys.stderr):
-                    typer.echo(f"{target} ({described(lens)})")
-            bar.update()
-    return failures
+    def render_one(number: int) -> str:
+        photo, is_linear, target = photos[number], linear[number], targets[number]
+        read = read_photograph(photo, linear=is_linear or None)
+        image = read.image if is_linear else read.display_encoded(photo.name)
+        shown = linear_to_srgb(image).clamp(max=1) if is_linear else image
+        disparity, metric = disparity_of(
+            maps[number], shown, estimator,
+            metric=settings.metric, normalise=normalise, invalid=invalid,
+        )  # fmt: skip
+        lens = settings.choose(photo, shown, disparity, metric)
+        result = prepare(image, disparity, metric, is_linear)(lens)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if is_linear:
+            result = result.clamp(min=0)
+        write_photograph(target, result, read, linear=is_linear, overwrite=force)
+        if coc:
+            overlay = coc_overlay(shown, lens.signed_defocus(disparity))
+            write_image(_overlay_file(target), overlay, overwrite=force)
+        return f"{target} ({described(lens)})"
+
+    with torch.inference_mode():
+        return one_by_one(photos, render_one)
 
 
 def described(lens: LensSetting) -> str:
