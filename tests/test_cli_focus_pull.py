@@ -96,6 +96,23 @@ def test_a_camera_and_a_range_on_the_command_line(scene: Path) -> None:
     assert np.array_equal(*sharp)
 
 
+def test_an_overlay_takes_the_place_of_nothing(scene: Path) -> None:
+    photos = scene / "photos"
+    photos.mkdir()
+    for name in ("a.png", "a_coc.png"):
+        (photos / name).write_bytes((scene / "photo.png").read_bytes())
+        np.save(scene / f"{Path(name).stem}.npy", np.load(scene / "photo.npy"))
+    both = [photos / "a.png", photos / "a_coc.png"]
+    words = ["--df", 0.5, "--method", "scatter", "--coc", "--force"]
+    pattern = f"{scene}/{{stem}}.npy"
+    result = run("render", *both, "--disparity", pattern, *words, "-o", scene / "out")
+    assert result.exit_code == 1 and "would be written twice" in " ".join(result.stderr.split())
+    before = both[1].read_bytes()
+    result = run("render", *both, "--disparity", pattern, *words, "-o", photos)
+    assert result.exit_code == 1 and both[1].read_bytes() == before
+    assert not (scene / "out").exists()
+
+
 def test_a_mask_on_the_command_line(scene: Path) -> None:
     mask = np.zeros((48, 64), np.uint8)
     mask[8:40, 4:30] = 255

@@ -36,9 +36,16 @@ def check_targets(
                 f"names. {do} them in two calls with two folders."
             )
         seen[target] = photo
-        if target.exists() and any(target.samefile(other) for other in photos):
-            raise Mistake(f"{target} is the photograph itself; wanted another file or folder.")
-    existing = [target for target in [*targets, *more] if target.exists()]
+    for file in more:
+        if file in seen:
+            raise Mistake(
+                f"{file} would be written twice, as the result of {seen[file]} too; wanted "
+                f"different names. {do} them in two calls with two folders."
+            )
+    existing = [file for file in [*targets, *more] if file.exists()]
+    for file in existing:
+        if any(file.samefile(photo) for photo in photos):
+            raise Mistake(f"{file} is the photograph itself; wanted another file or folder.")
     if existing and not force:
         others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise Mistake(
