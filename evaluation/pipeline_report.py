@@ -13,7 +13,7 @@ import torch
 
 from bokehdiff import BokehDiffPipeline
 from evaluation import pipeline_flops, pipeline_scale, pipeline_speed
-from evaluation.pisa_speed import numbers
+from evaluation.pisa_speed import check_device, numbers
 
 OPTIONS = {
     "flops": {"size", "shapes", "radius"},
@@ -85,11 +85,7 @@ def check(arguments: argparse.Namespace, mode: str) -> None:
             raise ValueError(f"--{option} must be at least 1, got {value}.")
     if not 0 < arguments.radius < math.inf:
         raise ValueError(f"--radius must be positive, got {arguments.radius:g}.")
-    if arguments.device not in ("cpu", "cuda"):
-        raise ValueError(
-            f"--device must be cpu or cuda here, got {arguments.device}; "
-            "CUDA_VISIBLE_DEVICES chooses among GPUs."
-        )
+    check_device(arguments.device)
     if mode == "flops" and arguments.device != "cpu":
         raise ValueError("--flops computes nothing and takes no --device; leave it out.")
 

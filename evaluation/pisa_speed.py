@@ -584,6 +584,15 @@ def measure(
 # -- what the user asks for ------------------------------------------------------------------------
 
 
+def check_device(device: str) -> None:
+    """Raises ValueError for a device whose clock and memory are not read here."""
+    if device not in ("cpu", "cuda"):
+        raise ValueError(
+            f"--device must be cpu or cuda here, got {device}; "
+            "CUDA_VISIBLE_DEVICES chooses among GPUs."
+        )
+
+
 def numbers(text: str, option: str, kind: type = float) -> list[Any]:
     """The numbers of a list "a,b,c", all finite. Raises ValueError with the option's name."""
     try:
@@ -631,11 +640,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
         raise ValueError(f"--supersampling must be 1 to 255, got {arguments.supersampling}.")
     if not 0 < arguments.logit_std < math.inf:
         raise ValueError(f"--logit-std must be positive, got {arguments.logit_std:g}.")
-    if arguments.device not in ("cpu", "cuda"):
-        raise ValueError(
-            f"--device must be cpu or cuda here, got {arguments.device}; "
-            "CUDA_VISIBLE_DEVICES chooses among GPUs."
-        )
+    check_device(arguments.device)
     option = "--radius" if arguments.radius else "--radius-share"
     blurs = numbers(arguments.radius or arguments.radius_share, option)
     for blur in blurs:
