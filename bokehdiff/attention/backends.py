@@ -58,6 +58,8 @@ def refusal(
         return UNREPEATABLE_RAYS
     if backend in ("stream", "local"):
         return None
+    if geometry.lens_parts > 1:
+        return "its kernels spread light through the whole lens, not through its parts."
     if q is None or v is None:
         q = v = torch.empty(1, device=geometry.radius.device).expand(1, 1, geometry.token_count, 64)
     reason: str | None = kernels(backend).supports(geometry, q, v)

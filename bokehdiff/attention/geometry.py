@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..lens_cuts import PART_COUNTS, shares_of_parts
 from .compiled import GraphOwner
 from .config import COC_UNITS_PER_TOKEN, OFFICIAL_GRID_SPAN, PIXELS_PER_COC_UNIT, PisaConfig
 from .visibility import (
@@ -107,6 +108,8 @@ class PisaGeometry(GraphOwner):
         token_disparity: (B, N) in [0, 1], larger is nearer; None when nothing occludes.
         occlusion_map: (B, 1, rows, columns) disparity in which occluders are looked up.
         emitters: (B, N) bool, keys that emit light; None when all do.
+        lens_parts: 1; or 2 or 4, into how many parts the lens is cut. Head h then spreads light
+            through part ``h % lens_parts`` alone, so into that half or quarter of each circle.
         generator: source of the noise of `jitter="location_random"`; None uses `config.seed`.
         byte_budget: see `DEFAULT_BYTE_BUDGET`.
     """
@@ -119,6 +122,7 @@ class PisaGeometry(GraphOwner):
     token_disparity: Tensor | None = None
     occlusion_map: Tensor | None = None
     emitters: Tensor | None = None
+    lens_parts: int = 1
     generator: torch.Generator | None = None
     byte_budget: int = DEFAULT_BYTE_BUDGET
     # Derived tables, filled on first use; they never change what is computed.
@@ -140,6 +144,7 @@ class PisaGeometry(GraphOwner):
         config: PisaConfig | None = None,
         hardness: float | None = None,
         emitters: Tensor | None = None,
+        lens_parts: int = 1,
         generator: torch.Generator | None = None,
         byte_budget: int = DEFAULT_BYTE_BUDGET,
     ) -> PisaGeometry:
@@ -152,6 +157,7 @@ class PisaGeometry(GraphOwner):
             config: settings, by default the preset `paper`.
             hardness: replaces `config.hardness`.
             emitters: (B or 1, 1, h, w) bool; other keys give nothing to any query.
+            lens_parts: see the attribute.
             generator: random numbers for `jitter="location_random"`.
             byte_budget: see the attribute.
 
@@ -165,6 +171,7 @@ class PisaGeometry(GraphOwner):
             config=config,
             hardness=hardness,
             emitters=emitters,
+            lens_parts=lens_parts,
             generator=generator,
             byte_budget=byte_budget,
         )
@@ -180,7 +187,7 @@ class PisaGeometry(GraphOwner):
                 circle of confusion in units of ten pixels.
             height, width: token grid.
             config: settings.
-            options: `hardness`, `emitters`, `generator`, `byte_budget` of `build`.
+            options: `hardness`, `emitters`, `lens_parts`, `generator`, `byte_budget` of `build`.
         """
         if disp_coc.ndim != 4 or disp_coc.shape[1] != 2:
             raise ValueError(
@@ -205,9 +212,12 @@ class PisaGeometry(GraphOwner):
         config: PisaConfig | None = None,
         hardness: float | None = None,
         emitters: Tensor | None = None,
+        lens_parts: int = 1,
         generator: torch.Generator | None = None,
         byte_budget: int = DEFAULT_BYTE_BUDGET,
     ) -> PisaGeometry:
+        if lens_parts not in PART_COUNTS:
+            raise ValueError(f"lens_parts is {lens_parts!r}; it must be one of {PART_COUNTS}.")
         config = config or PisaConfig()
         if hardness is not None:
             config = config.replace(hardness=float(hardness))
@@ -260,6 +270,7 @@ class PisaGeometry(GraphOwner):
             token_disparity=token_disparity,
             occlusion_map=occlusion_map,
             emitters=emitters,
+            lens_parts=lens_parts,
             generator=generator,
             byte_budget=byte_budget,
         )
@@ -397,6 +408,20 @@ class PisaGeometry(GraphOwner):
         """
         distance = self.distances_of_pairs(key, query, self.precision_of_distances(dtype))
         return self.log_mask_at(key, distance, torch.empty_like(distance, dtype=dtype))
+
+    def log_lens_shares(self, key: Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return (lens_parts, ...) logarithms of the share of each pair in each part of the lens.
+
+        A token counts as a square: one that a cut passes through is shared. No key is without a
+        receiver, because every part holds the key's own place.
+
+        Args:
+            key, query: numbers in the whole batch, both of one image; they broadcast.
+            dtype: of the result.
+        """
+        rows = query // self.width % self.height - key // self.width % self.height
+        columns = query % self.width - key % self.width
+        return shares_of_parts(columns.to(dtype), rows.to(dtype), self.lens_parts).log_()
 
     def precision_of_distances(self, dtype: torch.dtype) -> torch.dtype:
         """Return the precision in which distances must be known for a mask of this dtype.

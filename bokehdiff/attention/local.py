@@ -129,13 +129,18 @@ class _Rows:
 
 @dataclass(frozen=True, eq=False)
 class _Chunk:
-    """Some tiles of a group, and some planes (images and heads that share the geometry)."""
+    """Some tiles of a group, and some planes (images and heads that share the geometry).
+
+    Where the lens is cut into parts, `log_lens_shares` is (parts, tiles or 1, keys, reached) and
+    the planes are whole rounds of the parts.
+    """
 
     keys: Tensor
     queries: Tensor
     emits: Tensor | None
     log_mask: Tensor
     visibility: Tensor | None
+    log_lens_shares: Tensor | None
     planes: slice
 
 
@@ -159,6 +164,7 @@ def _chunks(
     for group in plan_tiles(geometry, tile, dtype):
         tiles = max(1, min(group.tiles, scores // group.scores_per_tile))
         planes_at_once = max(1, scores // (tiles * group.scores_per_tile))
+        planes_at_once = -(-planes_at_once // geometry.lens_parts) * geometry.lens_parts
         for first in range(0, group.tiles, tiles):
             some = slice(first, first + tiles)
             shape = (min(tiles, group.tiles - first), group.keys.shape[1], group.queries.shape[1])
@@ -167,6 +173,9 @@ def _chunks(
             visibility = None
             if visible_rays is not None:
                 visibility = geometry.visible_share(visible_rays).to(dtype)
+            shares = None
+            if geometry.lens_parts > 1:
+                shares = group.compute_log_lens_shares(geometry, some, dtype)
             for plane in range(0, planes, planes_at_once):
                 yield _Chunk(
                     keys=group.keys[some],
@@ -174,6 +183,7 @@ def _chunks(
                     emits=None if group.emits is None else group.emits[some],
                     log_mask=log_mask,
                     visibility=visibility,
+                    log_lens_shares=shares,
                     planes=slice(plane, min(plane + planes_at_once, planes)),
                 )
 
@@ -272,4 +282,6 @@ def _weights(chunk: _Chunk, keys: Tensor, queries: Tensor, work: _Workspace) -> 
     weights = work.take("weights", *keys.shape[:3], queries.shape[2])
     torch.bmm(keys.flatten(0, 1), queries.flatten(0, 1).mT, out=weights.flatten(0, 1))
     weights += chunk.log_mask
+    if chunk.log_lens_shares is not None:
+        weights.unflatten(0, (-1, len(chunk.log_lens_shares))).add_(chunk.log_lens_shares)
     return torch.softmax(weights, -1, out=weights)

@@ -302,6 +302,11 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, geometry: PisaGeometry) -> No
             f"q has {q.shape[2]} tokens but the geometry is {geometry.height} x {geometry.width} = "
             f"{geometry.token_count}; build the geometry for this layer's grid."
         )
+    if q.shape[1] % geometry.lens_parts:
+        raise ValueError(
+            f"q has {q.shape[1]} heads but the geometry cuts the lens into {geometry.lens_parts} "
+            "parts; give as many heads, or a multiple."
+        )
     if q.shape[0] % geometry.batch:
         raise ValueError(
             f"q has batch {q.shape[0]} but the geometry was built for {geometry.batch} images; "

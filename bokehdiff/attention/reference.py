@@ -15,6 +15,10 @@ def pisa_weights_reference(q: Tensor, k: Tensor, geometry: PisaGeometry, scale: 
     """
     scores = scale * q @ k.transpose(-1, -2)
     logits = scores + geometry.log_soft_mask(q.dtype)[:, None]
+    if geometry.lens_parts > 1:
+        number = torch.arange(geometry.token_count, device=q.device)
+        shares = geometry.log_lens_shares(number, number[:, None], q.dtype)
+        logits = logits + shares.repeat(q.shape[1] // geometry.lens_parts, 1, 1)
     return torch.softmax(logits, dim=-2)
 
 

@@ -28,6 +28,7 @@ class _Chunk:
         image: indices of the images (a slice: all of them when one geometry serves the batch).
         heads, keys: slices.
         log_mask, visibility: (keys, N), the latter None when nothing is in the way.
+        log_lens_shares: (heads, keys, N); None for the whole lens.
     """
 
     image: slice
@@ -35,6 +36,7 @@ class _Chunk:
     keys: slice
     log_mask: Tensor
     visibility: Tensor | None
+    log_lens_shares: Tensor | None
 
 
 def _chunks(geometry: PisaGeometry, q: Tensor) -> Iterator[_Chunk]:
@@ -45,6 +47,7 @@ def _chunks(geometry: PisaGeometry, q: Tensor) -> Iterator[_Chunk]:
     images_at_once = batch if geometry.batch == 1 else 1
     keys_at_once = max(1, min(KEYS_AT_ONCE, scores // (tokens * images_at_once)))
     heads_at_once = max(1, scores // (tokens * images_at_once * keys_at_once))
+    part_of_head = torch.arange(heads, device=q.device) % geometry.lens_parts
     number = torch.arange(tokens, device=q.device)
     for image in range(geometry.batch):
         queries = number + image * tokens
@@ -52,13 +55,18 @@ def _chunks(geometry: PisaGeometry, q: Tensor) -> Iterator[_Chunk]:
             keys = slice(first, min(first + keys_at_once, tokens))
             log_mask = geometry.log_mask_of_pairs(queries[keys, None], queries, q.dtype)
             visibility = _visibility(geometry, image, keys, log_mask)
+            shares = None
+            if geometry.lens_parts > 1:
+                shares = geometry.log_lens_shares(queries[keys, None], queries, q.dtype)
             for head in range(0, heads, heads_at_once):
+                some = slice(head, head + heads_at_once)
                 yield _Chunk(
                     image=slice(image, image + images_at_once),
-                    heads=slice(head, head + heads_at_once),
+                    heads=some,
                     keys=keys,
                     log_mask=log_mask,
                     visibility=visibility,
+                    log_lens_shares=None if shares is None else shares[part_of_head[some]],
                 )
 
 
@@ -90,6 +98,8 @@ def _weights(chunk: _Chunk, q: Tensor, k: Tensor, scale: float) -> Tensor:
     keys = k[chunk.image, chunk.heads, chunk.keys] * scale
     scores = keys @ q[chunk.image, chunk.heads].mT
     scores += chunk.log_mask
+    if chunk.log_lens_shares is not None:
+        scores += chunk.log_lens_shares
     return torch.softmax(scores, -1)
 
 

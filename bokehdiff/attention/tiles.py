@@ -88,6 +88,16 @@ class TileGroup:
             out.masked_fill_(~self.emits[some, :, None], 0.0)
         return out
 
+    def compute_log_lens_shares(
+        self, geometry: PisaGeometry, some: slice, dtype: torch.dtype
+    ) -> Tensor:
+        """Return (parts, tiles, keys, reached) as of `PisaGeometry.log_lens_shares`, of some tiles;
+        of one for all where they are alike."""
+        measured = slice(0, 1) if self.alike else some
+        return geometry.log_lens_shares(
+            self.keys[measured, :, None], self.queries[measured, None], dtype
+        )
+
     def compute_visible_rays(
         self, geometry: PisaGeometry, some: slice, log_mask: Tensor
     ) -> Tensor | None:

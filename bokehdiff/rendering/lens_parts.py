@@ -7,13 +7,11 @@ import math
 import torch
 import torch.nn.functional as F
 
+from bokehdiff.lens_cuts import shares_of_parts
 from bokehdiff.rendering.aperture import Aperture, field_position
 
 __all__ = ["LensParts"]
 
-# The cuts are turned by this angle: most edges in pictures are upright or level, and a cut should
-# not coincide with them.
-CUT_ANGLE = 0.3
 # The radius whose kernel tells how much light each part lets pass.
 WEIGHING_RADIUS = 24.0
 # A part that passes less than this share of the light is closed.
@@ -91,22 +89,11 @@ class LensParts:
         whole = F.pad(whole, (reach - whole.shape[0] // 2,) * 4)
         offset = torch.arange(-reach, reach + 1, dtype=torch.float64)
         x, y = offset.expand_as(whole), offset[:, None].expand_as(whole)
-        parts = whole * self._shares(-x if scaled > 0 else x, -y if scaled > 0 else y)
+        u, v = (-x, -y) if scaled > 0 else (x, y)
+        parts = whole * shares_of_parts(u, v, self.parts)
         light = parts.sum((1, 2), keepdim=True)
         parts = torch.where(light > SMALLEST_PART, parts / light.clamp_min(SMALLEST_PART), 0)
         return torch.stack([parts, parts * x / scaled, parts * y / scaled], 1)
-
-    def _shares(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """(parts, k, k) share of each pixel in each part; (u, v): its lens direction, in pixels."""
-        shares = torch.ones_like(u)[None]
-        for cut in range(self.parts.bit_length() - 1):
-            angle = CUT_ANGLE + cut * math.pi / 2
-            cosine, sine = math.cos(angle), math.sin(angle)
-            # A pixel's square reaches this far to both sides of its middle, across the cut.
-            half = (abs(cosine) + abs(sine)) / 2
-            side = (0.5 + (u * cosine + v * sine) / (2 * half)).clamp(0, 1)
-            shares = torch.cat([shares * side, shares * (1 - side)])
-        return shares
 
     def part_weights(self, canvas: tuple[int, int]) -> torch.Tensor:
         """(parts, 1, H, W) or (parts, 1, 1, 1) float64 share of the light each part lets pass."""
@@ -122,7 +109,7 @@ class LensParts:
                 kernel = self.aperture.kernel(
                     -WEIGHING_RADIUS, field=self.field(*place), dtype=torch.float64
                 )
-                weights[:, i, j] = (kernel * self._shares(x, y)).sum((1, 2))
+                weights[:, i, j] = (kernel * shares_of_parts(x, y, self.parts)).sum((1, 2))
         weights = torch.where(weights > SMALLEST_PART, weights, 0)
         if count == 1:
             return weights[:, None]
