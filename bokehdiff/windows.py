@@ -57,6 +57,57 @@ class Window:
             and other.left < self.right
         )
 
+    def common(self, other: Window) -> Window:
+        """The pixels that are in both; empty where the two do not overlap."""
+        top, left = max(self.top, other.top), max(self.left, other.left)
+        return Window(
+            top,
+            left,
+            max(min(self.bottom, other.bottom), top),
+            max(min(self.right, other.right), left),
+            self.height,
+            self.width,
+        )
+
+    def around(self, other: Window) -> Window:
+        """The smallest window that holds both."""
+        return Window(
+            min(self.top, other.top),
+            min(self.left, other.left),
+            max(self.bottom, other.bottom),
+            max(self.right, other.right),
+            self.height,
+            self.width,
+        )
+
+    def pooled(self, cell: int) -> Window:
+        """The same window of the picture in cells of ``cell`` x ``cell`` pixels: every cell that
+        it touches."""
+        return Window(
+            self.top // cell,
+            self.left // cell,
+            -(-self.bottom // cell),
+            -(-self.right // cell),
+            -(-self.height // cell),
+            -(-self.width // cell),
+        )
+
+    def divided(self, side: int) -> list[Window]:
+        """Windows of ``side`` x ``side`` pixels that cover this one, the last of each row and
+        column as small as what remains."""
+        return [
+            Window(
+                top,
+                left,
+                min(top + side, self.bottom),
+                min(left + side, self.right),
+                self.height,
+                self.width,
+            )
+            for top in range(self.top, self.bottom, side)
+            for left in range(self.left, self.right, side)
+        ]
+
     def crop(
         self, values: torch.Tensor, cell: int = 1, origin: Window | None = None
     ) -> torch.Tensor:
@@ -83,12 +134,8 @@ class Window:
 def windows_of(height: int, width: int, side: int | None = None) -> list[Window]:
     """Windows of ``side`` x ``side`` pixels that cover a picture, the last of each row and column
     as small as what remains; one window of the whole picture without ``side``."""
-    side = side or max(height, width)
-    return [
-        Window(top, left, min(top + side, height), min(left + side, width), height, width)
-        for top in range(0, height, side)
-        for left in range(0, width, side)
-    ]
+    whole = Window(0, 0, height, width, height, width)
+    return whole.divided(side) if side else [whole]
 
 
 def put(

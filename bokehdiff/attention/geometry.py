@@ -419,9 +419,39 @@ class PisaGeometry(GraphOwner):
             key, query: numbers in the whole batch, both of one image; they broadcast.
             dtype: of the result.
         """
+        table = self._lens_share_table(dtype)
+        height, width = table.shape[1:]
         rows = query // self.width % self.height - key // self.width % self.height
         columns = query % self.width - key % self.width
-        return shares_of_parts(columns.to(dtype), rows.to(dtype), self.lens_parts).log_()
+        # Beyond the table no light arrives, so any share will do.
+        rows = (rows + height // 2).clamp_(0, height - 1)
+        columns = (columns + width // 2).clamp_(0, width - 1)
+        places = rows.mul_(width).add_(columns)
+        shares = table.flatten(1).index_select(1, places.flatten())
+        return shares.unflatten(1, places.shape)
+
+    def _lens_share_table(self, dtype: torch.dtype) -> Tensor:
+        """Return (lens_parts, 2 R + 1, 2 C + 1) logarithms for all offsets that light can take, up
+        to R rows and C columns, made once: logarithms of 0 are slow."""
+        name = f"lens_shares_{dtype}"
+        table = self._derived.get(name)
+        if table is None:
+            farthest = float(self.radius.detach().max()) + self.margin
+            reach = [
+                int(min(math.ceil(farthest / spacing), side)) if math.isfinite(farthest) else side
+                for spacing, side in zip(self.spacing, (self.height, self.width), strict=True)
+            ]
+            rows, columns = (
+                torch.arange(-side, side + 1, dtype=dtype, device=self.radius.device)
+                for side in reach
+            )
+            shape = (len(rows), len(columns))
+            table = shares_of_parts(
+                columns.expand(shape), rows[:, None].expand(shape), self.lens_parts
+            ).log_()
+            self._derived[name] = table
+        assert isinstance(table, Tensor)
+        return table
 
     def precision_of_distances(self, dtype: torch.dtype) -> torch.dtype:
         """Return the precision in which distances must be known for a mask of this dtype.

@@ -290,17 +290,7 @@ class PisaAttnProcessor:
             )
         else:
             assert geometry is not None
-            dropping = geometry.config.dropout_at_inference or attn.training
-            received = pisa_attention(
-                query,
-                key,
-                value,
-                geometry.to(query.device),
-                scale=attn.scale,
-                backend="auto" if self.context is None else self.context.backend,
-                dropout=geometry.config.dropout if dropping else 0.0,
-                generator=None if self.context is None else self.context.generator,
-            )
+            received = self.attend(attn, query, key, value, geometry)
         hidden_states = received.transpose(1, 2).flatten(2).to(query.dtype)
         hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
         if len(shape) == 4:
@@ -308,6 +298,28 @@ class PisaAttnProcessor:
         if attn.residual_connection:
             hidden_states = hidden_states + residual
         return hidden_states / attn.rescale_output_factor
+
+    def attend(
+        self, attn: Attention, query: Tensor, key: Tensor, value: Tensor, geometry: PisaGeometry
+    ) -> Tensor:
+        """Return what arrives, (B, heads, N, dv), of queries and keys (B, heads, N, d).
+
+        Args:
+            attn: the layer, of which the scale counts, and whether it trains.
+            query, key, value: its projections; values may have other channels than queries.
+            geometry: of the tokens.
+        """
+        dropping = geometry.config.dropout_at_inference or attn.training
+        return pisa_attention(
+            query,
+            key,
+            value,
+            geometry.to(query.device),
+            scale=attn.scale,
+            backend="auto" if self.context is None else self.context.backend,
+            dropout=geometry.config.dropout if dropping else 0.0,
+            generator=None if self.context is None else self.context.generator,
+        )
 
 
 class PisaAttention(Attention):

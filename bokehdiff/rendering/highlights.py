@@ -80,20 +80,37 @@ def recover_highlights(photo: torch.Tensor, boost: HighlightBoost) -> torch.Tens
     """
     if photo.dim() != 4 or photo.shape[1] != 3:
         raise ValueError(f"photo has shape {tuple(photo.shape)}; wanted (B, 3, H, W).")
+    clipped, bright = clipped_and_bright(photo, boost.threshold)
+    lamps = clipped * lamp_surroundings(clipped, bright, neighbourhood(*photo.shape[-2:]))
+    return srgb_to_linear(photo) * (1 + (boost.gain - 1) * lamps)
+
+
+def clipped_and_bright(photo: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much each pixel (B, 1, H, W) of a photo counts as clipped, and as bright, from 0 to 1."""
     red, green, blue = photo.split(1, dim=1)
     brightness = torch.maximum(
         torch.minimum(red, green), torch.minimum(torch.maximum(red, green), blue)
     )
-    clipped = _ramp(brightness, boost.threshold, (1 + boost.threshold) / 2)
-    bright = torch.maximum(_ramp(brightness, *BRIGHT), clipped)
+    clipped = _ramp(brightness, threshold, (1 + threshold) / 2)
+    return clipped, torch.maximum(_ramp(brightness, *BRIGHT), clipped)
 
-    reach = max(SMALLEST_REACH_PX, round(NEIGHBOURHOOD * max(photo.shape[-2:])))
+
+def neighbourhood(height: int, width: int) -> int:
+    """Pixels that the neighbourhood of a pixel reaches in every direction."""
+    return max(SMALLEST_REACH_PX, round(NEIGHBOURHOOD * max(height, width)))
+
+
+def lamp_surroundings(clipped: torch.Tensor, bright: torch.Tensor, reach: int) -> torch.Tensor:
+    """(B, 1, H, W) the factors *small* times *lone* of :func:`recover_highlights`.
+
+    clipped, bright: as of :func:`clipped_and_bright`, per pixel or as means over cells; reach: of
+    the neighbourhood, in the same unit.
+    """
     clipped_share = _mean_around(clipped, reach)
     bright_share = _mean_around(bright, reach)
     # At a corner of a white wall only a quarter is clipped, but not far from it everything.
     small = (1 - _largest_around(clipped_share, reach) / LARGEST_AREA).clamp(0, 1)
-    lone = _ramp(clipped_share / bright_share.clamp_min(1e-12), *CLIPPED_OF_BRIGHT)
-    return srgb_to_linear(photo) * (1 + (boost.gain - 1) * clipped * small * lone)
+    return small * _ramp(clipped_share / bright_share.clamp_min(1e-12), *CLIPPED_OF_BRIGHT)
 
 
 def _ramp(values: torch.Tensor, low: float, high: float) -> torch.Tensor:

@@ -97,7 +97,7 @@ def sources_of_picture(light: torch.Tensor, defocus: torch.Tensor, hidden_cell: 
             pixels, colour, torch.ones_like(visible_defocus), visible_defocus, visible_slope
         )
 
-    mixed = _part_mixtures(light, defocus, nearer, farther)
+    mixed = part_mixtures(light, defocus, nearer, farther)
     inside, outside = mixed.on_nearer, ~mixed.on_nearer
     coverage = torch.ones_like(visible_defocus)
     coverage = coverage.index_put((mixed.place[inside],), mixed.share[inside])
@@ -198,7 +198,7 @@ def beside_jumps(defocus: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return nearer, farther
 
 
-class _Mixtures(NamedTuple):
+class Mixtures(NamedTuple):
     """M pixels beside a jump, parted: colour = share * front + (1 - share) * back."""
 
     place: torch.Tensor  # (M,)
@@ -210,9 +210,9 @@ class _Mixtures(NamedTuple):
     on_nearer: torch.Tensor  # (M,) bool: the disparity map calls it a pixel of the nearer surface
 
 
-def _part_mixtures(
+def part_mixtures(
     light: torch.Tensor, defocus: torch.Tensor, nearer: torch.Tensor, farther: torch.Tensor
-) -> _Mixtures:
+) -> Mixtures:
     """Parts pixels beside a jump where pure pixels of both surfaces are near and explain them."""
     height, width = defocus.shape
     edge = nearer | farther
@@ -267,7 +267,7 @@ def _part_mixtures(
     back = (back + rest * (1 - share[:, None])).clamp_min(0)
     place = y * width + x
     every = (place, front, back, share, front_defocus, back_defocus, on_nearer)
-    return _Mixtures(*(values[kept] for values in every))
+    return Mixtures(*(values[kept] for values in every))
 
 
 def _hidden(

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from bokehdiff.attention import PisaConfig, PisaGeometry, install_pisa, remove_pisa
 from bokehdiff.grids import enlarged, pooled
 from bokehdiff.images import linear_to_srgb, srgb_to_linear
-from bokehdiff.models import light_transport_unet
-from bokehdiff.models.light_transport_unet import (
-    LightTransportUNet,
+from bokehdiff.models import light_transport
+from bokehdiff.models.light_transport import slab_edges
+from bokehdiff.models.light_transport_unet import LightTransportUNet
+from bokehdiff.models.surfaces import hidden_surfaces
+from bokehdiff.models.token_circles import (
     calibrated_token_radius,
-    hidden_surfaces,
     pisa_kernel_second_moment,
     reach_in_tokens,
-    slab_edges,
     slope_per_token,
 )
 from bokehdiff.optics import signed_defocus
@@ -257,7 +257,8 @@ def patches(height, width, batch=1, seed=0):
 @pytest.mark.parametrize("K", [3.0, 30.0, 500.0])
 def test_windows_give_the_same_picture(outspoken, size, K, monkeypatch):
     """Circles of confusion of one window, of several, and wider than the picture."""
-    monkeypatch.setattr(light_transport_unet, "TOKENS_AT_ONCE", 12)
+    monkeypatch.setattr(light_transport, "TOKENS_AT_ONCE", 12)
+    monkeypatch.setattr(light_transport, "BAND_PIXELS", 1)
     photo, disparity = patches(*size, batch=2)
     df, strength = torch.tensor([0.1, 0.7]), torch.tensor([K, K / 3])
     with torch.no_grad():
@@ -270,7 +271,8 @@ def test_windows_give_the_same_picture(outspoken, size, K, monkeypatch):
 def test_windows_of_a_lone_highlight_and_of_an_empty_half(outspoken, monkeypatch):
     """Slabs that only one window has, whose light reaches into others; hidden surfaces guessed
     from the far side of a wide occluder."""
-    monkeypatch.setattr(light_transport_unet, "TOKENS_AT_ONCE", 12)
+    monkeypatch.setattr(light_transport, "TOKENS_AT_ONCE", 12)
+    monkeypatch.setattr(light_transport, "BAND_PIXELS", 1)
     photo, disparity = torch.full((1, 3, 64, 160), 0.1), torch.full((1, 1, 64, 160), 0.5)
     photo[..., 30:34, 30:34] = 1.0
     disparity[..., 30:34, 30:34] = 1.0
@@ -280,7 +282,9 @@ def test_windows_of_a_lone_highlight_and_of_an_empty_half(outspoken, monkeypatch
     with torch.no_grad():
         whole = render(outspoken, photo, disparity, 0.5, 60.0)
         parts = render(outspoken, photo, disparity, 0.5, 60.0, window_pixels=16)
-    assert (parts - whole).abs().max() < ROUNDING
+    # The light that is summed is up to 24 times that of white, and its roundings too; where a dark
+    # place receives a little of it, display encoding makes the most of them.
+    assert (parts - whole).abs().max() < 4 * ROUNDING
 
 
 def test_windows_keep_gradients(outspoken):
