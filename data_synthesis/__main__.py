@@ -73,8 +73,17 @@ def _add_scene_arguments(kind: str, parser: argparse.ArgumentParser) -> None:
         layer_scenes.add_arguments(parser)
     else:
         from data_synthesis.apertures import add_aperture_argument
+        from data_synthesis.procedural import IMPERFECT_SHARE
 
         add_aperture_argument(parser)
+        parser.add_argument(
+            "--imperfect-share",
+            type=float,
+            default=IMPERFECT_SHARE,
+            metavar="SHARE",
+            help="share of scenes whose disparity map is not exact: edges are anti-aliased, or "
+            f"wrong as in estimated maps (default {IMPERFECT_SHARE})",
+        )
 
 
 def _scenes(kind: str, options: argparse.Namespace) -> Any:
@@ -84,7 +93,12 @@ def _scenes(kind: str, options: argparse.Namespace) -> Any:
         return layer_scenes.from_options(options)
     from data_synthesis.procedural import ProceduralScenes
 
-    return ProceduralScenes(options.seed, options.size, aperture=options.aperture)
+    return ProceduralScenes(
+        options.seed,
+        options.size,
+        imperfect_share=options.imperfect_share,
+        aperture=options.aperture,
+    )
 
 
 # --- Commands -------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ HIDDEN_BLUR_ALLOWANCE = 1.25
 # Disparity slope times K: how much wider a circle of confusion grows across itself. Beyond this
 # the lens looks at a plane edge-on.
 STEEPEST_BLUR = 0.45
+# Share of scenes whose disparity map is not exact.
+IMPERFECT_SHARE = 0.4
 
 
 class ProceduralScenes(EndlessScenes):
@@ -40,9 +42,10 @@ class ProceduralScenes(EndlessScenes):
     ``scenes[i]`` is a dict of float32 tensors:
 
     - ``image`` (3, H, W): all-in-focus picture, sRGB in [0, 1], quantised to 8 bits.
-    - ``disparity`` (1, H, W) in [0, 1], larger = nearer. Mostly (60 %) the nearest surface at each
-      pixel centre with hard edges, else anti-aliased edges (20 %) or the mistakes of estimated
-      maps (20 %: borders off by a pixel or two, blur, 8-bit steps).
+    - ``disparity`` (1, H, W) in [0, 1], larger = nearer. The nearest surface at each pixel centre
+      with hard edges, except in ``imperfect_share`` of the scenes: half of those have
+      anti-aliased edges, half the mistakes of estimated maps (borders off by a pixel or two,
+      blur, 8-bit steps).
     - ``df`` (): focus disparity. ``K`` (): blur radius in pixels per unit of disparity, so that
       the circle-of-confusion radius is ``K |disparity - df|``.
     - ``target`` (3, H, W): the same scene through the lens, sRGB in [0, 1], ray traced in linear
@@ -51,8 +54,9 @@ class ProceduralScenes(EndlessScenes):
     ``seed``: another seed is another data set (validation). ``size``: H = W, pixels. ``radius``:
     range of the scene's largest blur radius in pixels, drawn log-uniformly; ``sharp_share`` of
     the scenes have a radius under 0.7. ``light_share`` of the scenes have lights brighter than
-    white. ``aperture``: the lens opening, default a disc, whose ``fringe`` counts in the unit of
-    the sample's ``disparity``; ``"random"`` draws one for every sample
+    white. ``imperfect_share`` of the maps are not exact; another share changes nothing else, and
+    with 0 all are exact. ``aperture``: the lens opening, default a disc, whose ``fringe`` counts
+    in the unit of the sample's ``disparity``; ``"random"`` draws one for every sample
     (:func:`data_synthesis.apertures.random_aperture`) of the same scenes. ``length``: makes
     ``len()`` and plain iteration finite; without it there is no length.
     """
@@ -65,6 +69,7 @@ class ProceduralScenes(EndlessScenes):
         radius: tuple[float, float] = (1.5, 32.0),
         sharp_share: float = 0.05,
         light_share: float = 0.25,
+        imperfect_share: float = IMPERFECT_SHARE,
         aperture: Aperture | Literal["random"] | None = None,
         length: int | None = None,
     ) -> None:
@@ -77,7 +82,11 @@ class ProceduralScenes(EndlessScenes):
                 f"radius is {radius!r}; wanted (smallest, largest) pixels with 0 < smallest <= "
                 "largest."
             )
-        for name, share in (("sharp_share", sharp_share), ("light_share", light_share)):
+        for name, share in (
+            ("sharp_share", sharp_share),
+            ("light_share", light_share),
+            ("imperfect_share", imperfect_share),
+        ):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share!r}; wanted a share from 0 to 1.")
         if aperture not in (None, "random") and not isinstance(aperture, Aperture):
@@ -89,11 +98,15 @@ class ProceduralScenes(EndlessScenes):
             raise ValueError(f"length is {length!r}; wanted None (endless) or at least 0.")
         self.seed, self.size, self.radius = int(seed), int(size), radius
         self.sharp_share, self.light_share, self.length = sharp_share, light_share, length
+        self.imperfect_share = imperfect_share
         self.aperture = Aperture() if aperture is None else aperture
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that determines the samples, for the metadata of shards."""
+        # Unsaid at its default: folders begun before it could be chosen are the same data set.
+        share = self.imperfect_share
+        chosen = {} if share == IMPERFECT_SHARE else {"imperfect_share": share}
         return {
             "generator": "procedural",
             "version": GENERATOR_VERSION,
@@ -103,6 +116,7 @@ class ProceduralScenes(EndlessScenes):
             "sharp_share": self.sharp_share,
             "light_share": self.light_share,
             "aperture": "random" if self.aperture == "random" else self.aperture.to_dict(),
+            **chosen,
         }
 
     def arrays(self, index: int) -> dict[str, Any]:
@@ -143,7 +157,7 @@ class ProceduralScenes(EndlessScenes):
         add_lights(blurred, *lens, scene.lights, aperture=in_scene)
 
         maps = [low + (array - lowest) * scale for array in (true_disparity, blended)]
-        disparity = _as_given(rng, *maps)
+        disparity = _as_given(rng, *maps, self.imperfect_share)
         image = np.rint(linear_to_srgb(np.clip(linear, 0, 1)) * 255).astype(np.uint8)
         target = np.rint(linear_to_srgb(np.clip(blurred, 0, 1)) * 65535).astype(np.uint16)
         stored = np.rint(np.clip(disparity, 0, 1) * 65535).astype(np.uint16)
@@ -188,12 +202,14 @@ def _largest_strength(scene: LayeredScene, df: float, margin_pixels: int) -> flo
     return float(min(limits.min(), STEEPEST_BLUR / max(slopes.max(), 1e-9)))
 
 
-def _as_given(rng: np.random.Generator, hard: np.ndarray, blended: np.ndarray) -> np.ndarray:
+def _as_given(
+    rng: np.random.Generator, hard: np.ndarray, blended: np.ndarray, imperfect_share: float
+) -> np.ndarray:
     """The disparity map as a program would get it: exact, anti-aliased or imperfect."""
     kind = rng.uniform()
-    if kind < 0.6:
+    if kind < 1 - imperfect_share:
         return hard
-    if kind < 0.8:
+    if kind < 1 - imperfect_share / 2:
         return blended
     disparity = hard if rng.uniform() < 0.7 else blended
     mistake = rng.uniform()

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from training.model_card import CardText, validation_table
+from training.refiner_validation import MISTAKES_PX
 from training.settings import Schedule
 from training.validation import BLURRED_RADIUS, IN_FOCUS_RADIUS
 
@@ -64,8 +65,8 @@ def bokehdiff_card_text(
             ("started from", f"`{base}`" if base else "nothing (the physics it starts at)"),
             ("trained", _trained(args)),
             ("data", _scenes(args.data_shards, args.data_seed, args)),
-            ("crops", f"{args.data_crop_size} x {args.data_crop_size} pixels, mirrored and turned"),
-            ("loss", f"{_loss(args)}, on sRGB in [-1, 1]"),
+            ("crops", _crops(args)),
+            ("loss", _loss(args)),
         ],
         scores_section=_scores_section(args, scores, log),
         intended_use=INTENDED_USE,
@@ -88,6 +89,8 @@ def _summary(args: argparse.Namespace) -> str:
 def _trained(args: argparse.Namespace) -> str:
     """Which parts of the model."""
     unet = "low-rank adapters of the UNet" if args.mode == "lora" else "the UNet"
+    if args.trained_parts is not None:
+        unet = f"of the UNet: {', '.join(args.trained_parts)}"
     ends = "the input, middle and output of the VAE encoder"
     vae = {"none": "", "full": f" and {ends}", "lora": f" and adapters of {ends}"}[args.vae_mode]
     return unet + vae
@@ -101,14 +104,28 @@ def _scenes(shards: str | None, seed: int, args: argparse.Namespace) -> str:
     return f"{kind[args.data_kind]}, {args.data_size} x {args.data_size} pixels, seed {seed}"
 
 
+def _crops(args: argparse.Namespace) -> str:
+    crops = f"{args.data_crop_size} x {args.data_crop_size} pixels, mirrored and turned"
+    if args.data_corruption:
+        crops += f"; {args.data_corruption:.0%} with mistakes in the disparity"
+    return crops
+
+
 def _loss(args: argparse.Namespace) -> str:
-    """The terms with their weights, as a sum."""
-    terms: list[tuple[Schedule, str]] = [
+    """The terms with their weights, as sums, and on what they are computed."""
+    rendering = _sum(
         (args.loss_reconstruction_weight, args.loss_reconstruction),
         (args.loss_perceptual_weight, "LPIPS (VGG-16)"),
         (args.loss_edge_weight, f"multi-scale edge ({args.loss_edge_variant})"),
         (args.loss_adversarial_weight, "adversarial"),
-    ]
+    )
+    parts = [f"{rendering}, on sRGB in [-1, 1]"] if rendering else []
+    if refiner := _sum((args.loss_disparity_weight, "choice of disparity")):
+        parts.append(refiner)
+    return "; ".join(parts)
+
+
+def _sum(*terms: tuple[Schedule, str]) -> str:
     return " + ".join(
         f"({weight}) x {name}" if len(weight.points) > 1 else f"{weight} x {name}"
         for weight, name in terms
@@ -121,6 +138,17 @@ def _scores_section(
 ) -> str:
     if not scores:
         return "This run was not validated."
+    sections = []
+    if "psnr" in scores:
+        sections.append(_rendering_section(args, scores, log))
+    if "spoilt_exact" in scores:
+        sections.append(_refiner_section(args, scores))
+    return "\n\n".join(sections)
+
+
+def _rendering_section(
+    args: argparse.Namespace, scores: Mapping[str, Any], log: Sequence[Mapping[str, Any]]
+) -> str:
     held_out = _scenes(args.validation_shards, args.validation_seed, args)
     border = f", without {args.loss_border} pixels at the border" if args.loss_border else ""
     larger = "Larger is better"
@@ -132,6 +160,29 @@ PSNR in dB. Blurred: circles of confusion of a radius above {BLURRED_RADIUS:g} p
 below {IN_FOCUS_RADIUS:g} pixels. {larger}.
 
 {validation_table(scores, log)}"""
+
+
+def _refiner_section(args: argparse.Namespace, scores: Mapping[str, Any]) -> str:
+    held_out = _scenes(args.validation_shards, args.validation_seed, args)
+    rows = [
+        f"| {pixels} px | {scores[f'mended_{pixels}px']:.1%} | {scores[f'spoilt_{pixels}px']:.2%} |"
+        for pixels in MISTAKES_PX
+        if f"mended_{pixels}px" in scores
+    ]
+    table = "\n".join(
+        [
+            "| near things shrunk or grown by | wrong pixels mended | right pixels spoilt |",
+            "| --- | --- | --- |",
+            *rows,
+            f"| nothing (exact) | | {scores['spoilt_exact']:.2%} |",
+        ]
+    )
+    return f"""\
+What the refiner makes of maps with mistakes, on {scores["scenes"]} held-out scenes ({held_out}). A
+pixel is wrong if its circle of confusion is, by more than half a pixel of radius (or 1 % of the
+range in the scene).
+
+{table}"""
 
 
 def _is_hub_name(name: str) -> bool:

@@ -32,15 +32,19 @@ from bokehdiff.checkpoints import (
     read_bokeh_weights,
     write_bokeh_weights,
 )
+from bokehdiff.images import pad_to_multiple
 from bokehdiff.models import (
     AutoencoderSpaceToDepth,
     BokehDiscriminator,
     LightTransportUNet,
     StoredPrompt,
 )
+from bokehdiff.optics import signed_defocus
 from bokehdiff.pipelines import BokehDiffPipeline
 from training.bokehdiff_card import bokehdiff_card_text
 from training.model_card import CardText
+from training.optimization import parts_of
+from training.refiner_validation import MISTAKES_PX, refiner_scores
 from training.samples import AugmentedCrops, seeded_generator
 from training.settings import (
     check_at_least,
@@ -56,6 +60,14 @@ DISCRIMINATOR_FILE = "discriminator.safetensors"
 OFFICIAL_FOLDER = "official"
 ADAPTER_NAME = "default"
 MIXED_PRECISION = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+REFINER = "refiner"
+"""The part of the UNet that its own loss trains, and no loss of the rendering reaches."""
+SEEN = ("image", "disparity", "df", "K")
+"""What the renderer is given of a sample."""
+RENDERING_LOSSES = ("reconstruction", "edge", "perceptual")
+"""Those that tell the rendering what it should be."""
 
 
 # -- Settings ------------------------------------------------------------------------------------
@@ -77,6 +89,12 @@ def add_bokehdiff_settings(parser: argparse.ArgumentParser) -> None:
     add("pisa_in_training", type=mapping, default={}, help="fields that differ in training only")
     add("pisa_hardness_by_step", action=flag, default=True, help="harden circles step by step")
     add("mode", choices=("full", "lora"), default="full", help="train the UNet, or adapters in it")
+    add(
+        "trained_parts",
+        type=names,
+        help="parts of the UNet that are trained in mode full, by the first component of their "
+        "names, for instance 'refiner'; without it, all that a loss reaches",
+    )
     add("lora_rank", type=int, default=8, help="rank of the adapters")
     add("lora_alpha", type=float, default=8.0, help="adapters are scaled by alpha / rank")
     add("lora_targets", type=names, default=list(UNET_LORA_TARGETS), help="endings of layer names")
@@ -107,6 +125,12 @@ def add_bokehdiff_settings(parser: argparse.ArgumentParser) -> None:
         "'{foregrounds: cutouts, backgrounds: photos}'",
     )
     add("data_crop_size", type=int, default=128, help="pixels a side of the crops trained on")
+    add(
+        "data_corruption",
+        type=float,
+        default=0.0,
+        help="share of crops whose disparity gets mistakes as in estimated maps",
+    )
 
     add = setting_adder(
         parser.add_argument_group(
@@ -130,6 +154,12 @@ def add_bokehdiff_settings(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "loss_real_label", type=float, default=0.8, help="what the discriminator calls a photograph"
+    )
+    add(
+        "loss_disparity_weight",
+        type=schedule,
+        default="0",
+        help="of the choices of the refiner of the UNet, which mends mistakes of the disparity",
     )
     add("loss_border", type=int, default=0, help="pixels at the border that count for nothing")
 
@@ -176,11 +206,24 @@ def check_bokehdiff_settings(args: argparse.Namespace) -> None:
             **dict.fromkeys(("validation_seed", "validation_pictures"), 0),
         },
     )
-    rendering_losses = ("reconstruction", "edge", "perceptual")
-    if all(getattr(args, f"loss_{name}_weight").is_zero for name in rendering_losses):
+    if not 0 <= args.data_corruption <= 1:
+        raise ValueError(
+            f"The setting data_corruption must be a share from 0 to 1, got {args.data_corruption}."
+        )
+    if not renders(args) and (
+        args.loss_disparity_weight.is_zero or not args.loss_adversarial_weight.is_zero
+    ):
         raise ValueError(
             f"Nothing tells the rendering what it should be: give one of "
-            f"{', '.join(f'loss.{name}_weight' for name in rendering_losses)} a weight."
+            f"{', '.join(f'loss.{name}_weight' for name in RENDERING_LOSSES)} a weight, or train "
+            "the refiner alone, with loss.disparity_weight and no other."
+        )
+    if args.mode == "lora" and (
+        args.trained_parts is not None or not args.loss_disparity_weight.is_zero
+    ):
+        raise ValueError(
+            "In mode lora adapters are trained and nothing else of the UNet: leave out "
+            "trained_parts and loss.disparity_weight."
         )
     if not 0 < args.loss_real_label <= 1:
         raise ValueError(
@@ -202,6 +245,11 @@ def check_bokehdiff_settings(args: argparse.Namespace) -> None:
                 "validation_seed equals data.seed, so the run would be validated on scenes it has "
                 "trained on. Change one of them."
             )
+
+
+def renders(args: argparse.Namespace) -> bool:
+    """Whether the rendering is trained, and not the refiner of the disparity alone."""
+    return not all(getattr(args, f"loss_{name}_weight").is_zero for name in RENDERING_LOSSES)
 
 
 # -- The task ------------------------------------------------------------------------------------
@@ -278,29 +326,63 @@ class BokehDiffTask(TrainingTask):
         with the discriminator as it was before the step.
 
         Args:
-            batch: image, target (B, 3, H, W) and disparity (B, 1, H, W) in [0, 1], df, K and number
-                (B,); without a step no target and number.
+            batch: image, target (B, 3, H, W), disparity and true_disparity (B, 1, H, W) in [0, 1],
+                df, K and number (B,); without a step no target, true_disparity and number.
             step: optimiser steps done.
         """
         if step is None:
             return {"prediction": self.render(**batch)}
+        args = self.args
+        terms: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
+        if not args.loss_disparity_weight.is_zero:
+            weights["disparity"] = args.loss_disparity_weight.at(step)
+            terms["disparity"] = self.disparity_loss(batch)
+        if renders(args):
+            self.add_rendering_losses(batch, step, terms, weights)
+        loss = batch["image"].new_zeros(())
+        for name, term in terms.items():
+            loss = loss + weights[name] * term
+        return {"loss": loss, **terms}
+
+    def disparity_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the loss of the refiner, a scalar; see `DisparityRefiner.loss`."""
+        multiple = self.pipe.image_multiple
+        image, disparity, true_disparity = (
+            pad_to_multiple(batch[name].float(), multiple)[0]
+            for name in ("image", "disparity", "true_disparity")
+        )
+        maps, true_maps = (
+            torch.cat([one, signed_defocus(one, batch["df"], batch["K"])], 1)
+            for one in (disparity, true_disparity)
+        )
+        precision = MIXED_PRECISION[self.args.mixed_precision]
+        with torch.autocast(image.device.type, precision, enabled=precision is not None):
+            loss: Tensor = self.unet.refiner.loss(image, maps, true_maps)
+        return loss
+
+    def add_rendering_losses(
+        self,
+        batch: dict[str, Tensor],
+        step: int,
+        terms: dict[str, Tensor],
+        weights: dict[str, float],
+    ) -> None:
+        """Render a batch, and add the losses of the rendering and what they weigh in this step."""
         args = self.args
         if self.config_in_training.dropout:
             # Drawn anew for every batch, and again the same where gradients are checkpointed.
             context = self.pipe.verify_pisa()
             seed = seeded_generator(args.seed, 2, int(batch["number"][0])).initial_seed()
             context.config = context.config.replace(seed=seed)
-        seen = {name: batch[name] for name in ("image", "disparity", "df", "K")}
-        prediction = self.render(**seen)
-        # Nor do losses take part in the autocast that accelerate adds in fp16.
+        prediction = self.render(**{name: batch[name] for name in SEEN})
+        # Losses take no part in the autocast that accelerate adds in fp16.
         with torch.autocast(prediction.device.type, enabled=False):
             prediction, target, all_in_focus = (
                 without_border(image.float(), args.loss_border)
                 for image in (prediction, 2 * batch["target"] - 1, 2 * batch["image"] - 1)
             )
             clamped = prediction.clamp(-1, 1)
-            terms: dict[str, Tensor] = {}
-            weights: dict[str, float] = {}
             if weight := args.loss_reconstruction_weight.at(step):
                 weights["reconstruction"] = weight
                 terms["reconstruction"] = losses.reconstruction(
@@ -324,10 +406,6 @@ class BokehDiffTask(TrainingTask):
                 real, fake = self.discriminator(judged, update=True).chunk(2)
                 weights["discriminator"] = 1.0
                 terms["discriminator"] = losses.discriminator_loss(real, fake, args.loss_real_label)
-            loss = prediction.new_zeros(())
-            for name, term in terms.items():
-                loss = loss + weights[name] * term
-        return {"loss": loss, **terms}
 
     def render(self, image: Tensor, disparity: Tensor, df: Tensor, K: Tensor) -> Tensor:
         """Return the photograph with lens blur, (B, 3, H, W) in [-1, 1] but not clamped.
@@ -347,34 +425,54 @@ class BokehDiffTask(TrainingTask):
 
     def training_samples(self) -> Dataset[dict[str, Tensor]]:
         scenes, count = open_scenes(self.args.data_shards, self.args.data_seed, self.args)
-        return AugmentedCrops(scenes, count, self.args.data_crop_size, self.args.seed)
+        args = self.args
+        return AugmentedCrops(
+            scenes, count, args.data_crop_size, args.seed, corruption=args.data_corruption
+        )
 
     def validate(self) -> Validation | None:
-        """Score the first ``validation_scenes`` scenes of the held-out shards or seed."""
+        """Score the first ``validation_scenes`` scenes of the held-out shards or seed.
+
+        The rendering is scored if a loss of its own trains it, the refiner if its loss does.
+        """
         if self.args.validation_scenes == 0:
             return None
         if self._held_out is None:
             self._held_out = held_out_scenes(self.args)
 
-        def renderer(image: Tensor, disparity: Tensor, df: Tensor, K: Tensor) -> Tensor:
-            return self({"image": image, "disparity": disparity, "df": df, "K": K})["prediction"]
-
-        return validate(
-            renderer,
-            self._held_out,
-            self.args.loss_border,
-            self.device,
-            perceptual=self.perceptual,
-            pictures=self.args.validation_pictures,
-        )
+        validation = Validation({"scenes": len(self._held_out)}, None)
+        if renders(self.args):
+            validation = validate(
+                lambda *seen: self(dict(zip(SEEN, seen, strict=True)))["prediction"],
+                self._held_out,
+                self.args.loss_border,
+                self.device,
+                perceptual=self.perceptual,
+                pictures=self.args.validation_pictures,
+            )
+        if not self.args.loss_disparity_weight.is_zero:
+            validation.scores |= refiner_scores(self.unet.refiner, self._held_out, self.device)
+        return validation
 
     def validation_summary(self, scores: Mapping[str, Any]) -> str:
-        return (
-            f"PSNR {scores['psnr']:.2f} dB (photograph as it is {scores['psnr_identity']:.2f}), "
-            f"blurred {scores.get('psnr_blurred', math.nan):.2f}, "
-            f"in focus {scores.get('psnr_in_focus', math.nan):.2f}; "
-            f"more K blurs more in {scores.get('control', math.nan):.0%} of scenes"
-        )
+        parts = []
+        if "psnr" in scores:
+            parts.append(
+                f"PSNR {scores['psnr']:.2f} dB (photograph as it is "
+                f"{scores['psnr_identity']:.2f}), "
+                f"blurred {scores.get('psnr_blurred', math.nan):.2f}, "
+                f"in focus {scores.get('psnr_in_focus', math.nan):.2f}; "
+                f"more K blurs more in {scores.get('control', math.nan):.0%} of scenes"
+            )
+        if "spoilt_exact" in scores:
+            mended = ", ".join(
+                f"{scores.get(f'mended_{pixels}px', math.nan):.1%}" for pixels in MISTAKES_PX
+            )
+            parts.append(
+                f"of wrong pixels mended {mended} at {', '.join(map(str, MISTAKES_PX))} px; "
+                f"of an exact map spoilt {scores['spoilt_exact']:.2%}"
+            )
+        return "; ".join(parts)
 
     @contextlib.contextmanager
     def as_saved(self) -> Iterator[None]:
@@ -530,10 +628,14 @@ def select_trained_parameters(pipe: BokehDiffPipeline, args: argparse.Namespace)
     The prompt is embedded once. Where adapters are the result, nothing needs the text encoders any
     more, and the pipeline lets go of them.
     """
-    for name, component in pipe.components.items():
+    for component in pipe.components.values():
         if isinstance(component, nn.Module):
-            component.requires_grad_(name == "unet" and args.mode == "full")
+            component.requires_grad_(False)
             component.eval()
+    if args.mode == "full":
+        trained_unet_parts = parts_to_train(pipe.unet, args)
+        for name, parameter in pipe.unet.named_parameters():
+            parameter.requires_grad_(name.split(".", 1)[0] in trained_unet_parts)
     pipe.vae.float()
     if pipe.text_encoder is not None and args.mode == "lora":
         without = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
@@ -557,6 +659,39 @@ def select_trained_parameters(pipe: BokehDiffPipeline, args: argparse.Namespace)
         cast_training_params(component)
         if args.gradient_checkpointing and component._supports_gradient_checkpointing:
             component.enable_gradient_checkpointing()
+
+
+def parts_to_train(unet: nn.Module, args: argparse.Namespace) -> list[str]:
+    """Return the names of the children of the UNet that are trained in mode "full".
+
+    Raises:
+        ValueError: there is no such part, or no loss reaches one of them.
+    """
+    there = list(parts_of(dict(unet.named_parameters())))
+    refines = not args.loss_disparity_weight.is_zero
+    reached = [part for part in there if (refines if part == REFINER else renders(args))]
+    wanted = reached if args.trained_parts is None else args.trained_parts
+    for part in wanted:
+        if part not in there:
+            raise ValueError(
+                f"trained_parts names {part!r}, which the UNet does not have. Its parts are "
+                f"{', '.join(there)}."
+            )
+        if part not in reached:
+            raise ValueError(
+                f"trained_parts names {part!r}, which no loss reaches. The part {REFINER} learns "
+                "from loss.disparity_weight, all others from the losses of the rendering."
+            )
+    if refines and REFINER not in wanted:
+        raise ValueError(
+            f"loss.disparity_weight trains the part {REFINER} of the UNet, and "
+            + (
+                "trained_parts leaves it out."
+                if REFINER in there
+                else "this one has none: set model.unet {refiner_block_out_channels: [...]}."
+            )
+        )
+    return wanted
 
 
 def adapter_config(args: argparse.Namespace, targets: list[str]) -> LoraConfig:

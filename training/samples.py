@@ -27,20 +27,33 @@ class Scenes(Protocol):
 class AugmentedCrops(Dataset[dict[str, Tensor]]):
     """Random crops of scenes, mirrored and turned by quarter turns.
 
+    A share `corruption` of them gets the mistakes of estimated disparity maps; see
+    `with_mistakes`.
+
     Sample n takes scene n of an endless series when `scene_count` is None. Otherwise it takes a
     scene of pass ``n // scene_count``, and every pass goes through all scenes once in its own
     random order.
     """
 
-    def __init__(self, scenes: Scenes, scene_count: int | None, crop_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        scenes: Scenes,
+        scene_count: int | None,
+        crop_size: int,
+        seed: int,
+        *,
+        corruption: float = 0.0,
+    ) -> None:
         self.scenes = scenes
         self.scene_count = scene_count
         self.crop_size = crop_size
         self.seed = seed
+        self.corruption = corruption
         self._order: tuple[int, Tensor] | None = None
 
     def __getitem__(self, sample_number: int) -> dict[str, Tensor]:
-        """Return the sample: image and target (3, C, C), disparity (1, C, C), df (), K (), and
+        """Return the sample: image and target (3, C, C), disparity (1, C, C), df (), K (), the
+        true_disparity (1, C, C), which differs from the disparity in a corrupted sample alone, and
         number (), the sample's own."""
         sample = dict(self.scenes[self._scene_index(sample_number)])
         generator = seeded_generator(self.seed, 1, sample_number)
@@ -57,6 +70,12 @@ class AugmentedCrops(Dataset[dict[str, Tensor]]):
             crop = sample[key][..., top : top + size, left : left + size]
             crop = crop.flip(-1) if mirrored else crop
             sample[key] = torch.rot90(crop, quarter_turns, (-2, -1)).contiguous()
+        sample["true_disparity"] = sample["disparity"]
+        if self.corruption:
+            # Not the generator of the crops: they are the same whatever is corrupted.
+            rng = numpy.random.default_rng((self.seed, 3, sample_number))
+            if rng.uniform() < self.corruption:
+                sample |= with_mistakes(sample, rng)
         return {**sample, "number": torch.tensor(sample_number)}
 
     def _scene_index(self, sample_number: int) -> int:
@@ -115,6 +134,45 @@ def seeded_generator(*numbers: int) -> torch.Generator:
     """Return a generator whose draws depend on `numbers` (integers >= 0) and on nothing else."""
     state = numpy.random.SeedSequence(numbers).generate_state(1, numpy.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
+
+
+def with_mistakes(sample: dict[str, Tensor], rng: numpy.random.Generator) -> dict[str, Tensor]:
+    """Return disparity (1, H, W) and df () of a sample as someone with an estimated map has them.
+
+    Half of the maps have near things shrunk or grown by 1 to 8 px, a quarter typical mistakes of
+    estimators (`data_synthesis.corruption`; in half of these, edges are washed out over 0.5 to 4 px
+    besides), and a quarter both. df follows the map as it does there, and K stays.
+
+    Args:
+        sample: image (3, H, W), disparity (1, H, W), the true one, df () and K ().
+        rng: where the mistakes are drawn from.
+    """
+    # Training on maps as they are needs nothing of what makes scenes.
+    from data_synthesis.corruption import (
+        IN_FOCUS_RADIUS_PX,
+        CorruptionSettings,
+        blurred,
+        corrupt_disparity,
+        eroded,
+    )
+
+    true, image = sample["disparity"][0].numpy(), sample["image"].permute(1, 2, 0).numpy()
+    df, K = float(sample["df"]), float(sample["K"])
+    kind = rng.uniform()
+    changed = true
+    if kind < 0.75:
+        changed = eroded(changed, int(rng.integers(1, 9)) * (1 if rng.uniform() < 0.5 else -1))
+    if kind > 0.5:
+        if rng.uniform() < 0.5:
+            changed = blurred(changed, rng.uniform(0.5, 4))
+        # Another unit would be no mistake, and would need another K.
+        settings = CorruptionSettings(rescaled=0)
+        changed = corrupt_disparity(changed, df, K, image, rng, settings).disparity
+    in_focus = K * numpy.abs(true - df) < IN_FOCUS_RADIUS_PX
+    if in_focus.any():
+        df += float(numpy.median((changed - true)[in_focus]))
+    disparity = torch.from_numpy(numpy.ascontiguousarray(changed, numpy.float32))
+    return {"disparity": disparity[None], "df": torch.tensor(df)}
 
 
 def _draw(limit: int, generator: torch.Generator) -> int:

@@ -56,6 +56,8 @@ def test_finished_folders_stay_and_others_are_refused(
     assert "is finished: 6 samples in 3 shards" in capsys.readouterr().out
     assert main([*PROCEDURAL, "--aperture", "random", "--out", str(written)]) == 2
     assert "another data set (aperture is {} there, random here)" in capsys.readouterr().err
+    assert main([*PROCEDURAL, "--imperfect-share", "0", "--out", str(written)]) == 2
+    assert "another data set (imperfect_share is None there, 0.0 here)" in capsys.readouterr().err
     assert main([*PROCEDURAL, "--count", "2", "--out", str(written)]) == 2
     assert "at least one sample in each" in capsys.readouterr().err
     assert contents(written) == before

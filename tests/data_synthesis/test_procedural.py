@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,32 @@ def test_samples_of_this_version_stay_what_they_are() -> None:
         arrays = scenes.arrays(index)
         for name, means in stored.items():
             assert float(np.mean(arrays[name])) == pytest.approx(means[index], rel=2e-4), name
+
+
+def test_imperfect_share_changes_maps_alone() -> None:
+    shares = {"default": {}, "exact": {"imperfect_share": 0.0}, "none": {"imperfect_share": 1.0}}
+    scenes = {
+        name: ProceduralScenes(seed=5, size=32, radius=(1.5, 4.0), **share)
+        for name, share in shares.items()
+    }
+    exact_maps, ramps = Counter(), Counter()
+    for index in range(10):
+        arrays = {name: some.arrays(index) for name, some in scenes.items()}
+        for name, one in arrays.items():
+            for key in ("image", "df", "K", "target"):
+                np.testing.assert_array_equal(arrays["exact"][key], one[key], err_msg=key)
+            exact_maps[name] += np.array_equal(arrays["exact"]["disparity"], one["disparity"])
+            # An edge is one step in an exact map: no pixel lies between the surfaces.
+            steps = np.diff(one["disparity"][0].astype(float) / 65535, axis=1)
+            ramps[name] += int((np.minimum(steps[:, :-1], steps[:, 1:]) > 0.08).sum())
+    assert 3 <= exact_maps["default"] < 10
+    assert exact_maps["none"] <= 1  # a change may be smaller than a step of the map
+    assert ramps["exact"] < 0.1 * ramps["none"]
+
+
+def test_settings_name_another_imperfect_share() -> None:
+    assert "imperfect_share" not in ProceduralScenes().settings  # as in folders of before
+    assert ProceduralScenes(imperfect_share=0).settings["imperfect_share"] == 0
 
 
 def test_no_global_random_state_is_used() -> None:
@@ -257,6 +284,7 @@ def test_random_apertures_follow_their_documented_shares() -> None:
         ({"radius": (0.0, 2.0)}, "radius is"),
         ({"light_share": 1.5}, "light_share is 1.5"),
         ({"sharp_share": -0.1}, "sharp_share is -0.1"),
+        ({"imperfect_share": 2}, "imperfect_share is 2"),
         ({"length": -3}, "length is -3"),
         ({"aperture": "hexagon"}, "aperture is 'hexagon'"),
         ({"aperture": 6}, "aperture is 6"),

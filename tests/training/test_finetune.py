@@ -345,7 +345,8 @@ def test_shipped_settings_are_valid(config: Path) -> None:
 
 
 def test_there_is_a_recipe_of_the_paper_of_the_code_and_of_the_embedded_checkpoint() -> None:
-    assert {config.stem for config in CONFIGS} == {"official", "paper", "tiny"}
+    stems = {config.stem for config in CONFIGS}
+    assert stems == {"official", "paper", "tiny", "tiny_disparity"}
 
 
 LORA = ["--output_dir", "x", "--pretrained", "y", "--mode", "lora"]

@@ -172,6 +172,36 @@ def test_settings_that_change_what_is_said() -> None:
     assert "seed 1000003), without 8 pixels at the border." in card.text
 
 
+def test_a_refiner_trained_alone() -> None:
+    flags = (
+        "--trained_parts",
+        "refiner",
+        "--loss_disparity_weight",
+        "1",
+        "--data_corruption",
+        "0.8",
+    )
+    no_rendering = ("--loss_reconstruction_weight", "0", "--loss_edge_weight", "0")
+    scores = {"scenes": 24, "mended_2px": 0.912, "spoilt_2px": 0.0034, "spoilt_exact": 0.00012}
+    card = card_of(settings(*flags, *no_rendering), scores=scores, pictures=None)
+    for line in (
+        "| trained | of the UNet: refiner |",
+        "| crops | 128 x 128 pixels, mirrored and turned; 80% with mistakes in the disparity |",
+        "| loss | 1 x choice of disparity |",
+        "| near things shrunk or grown by | wrong pixels mended | right pixels spoilt |",
+        "| 2 px | 91.2% | 0.34% |",
+        "| nothing (exact) | | 0.01% |",
+    ):
+        assert line in card.text.splitlines(), line
+    assert "PSNR" not in card.text
+
+
+def test_a_refiner_trained_beside_the_rendering() -> None:
+    card = card_of(settings("--loss_disparity_weight", "2"), scores={**SCORES, "spoilt_exact": 0.0})
+    assert ", on sRGB in [-1, 1]; 2 x choice of disparity |" in card.text
+    assert "| nothing (exact) | | 0.00% |" in card.text and "| after training | 38.57" in card.text
+
+
 def test_settings_that_changed_on_the_way() -> None:
     resumed = [
         {"kind": "resume", "step": 5, "changed_settings": {}},
