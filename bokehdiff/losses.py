@@ -7,14 +7,12 @@ that values do not depend on the batch or the crop size.
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
+
+from bokehdiff.backbones import lpips_network
 
 RECONSTRUCTION_KINDS = ("mse", "l1", "charbonnier")
 EDGE_VARIANTS = ("official", "paper")
@@ -172,50 +170,22 @@ class PerceptualLoss(nn.Module):
 
         Args:
             weights: file of VGG-16 in torchvision's naming (``features.0.weight``, ...), ``.pth``
-                or ``.safetensors``; its classifier may be absent. None: the ImageNet weights from
-                torchvision's cache, downloaded (528 MB) if they are not there.
+                or ``.safetensors``, whose classifier may be absent, or the folder that
+                ``vgg16-397923af.pth`` lies in. None: the ImageNet weights from torch's cache,
+                downloaded (528 MB) if they are not there.
 
         Raises:
             ImportError: the lpips package is missing.
             ValueError: the weights cannot be had, or are not those of a VGG-16.
         """
-        try:
-            import lpips
-        except ImportError as error:
-            raise ImportError(
-                "The perceptual loss needs the lpips package: pip install 'bokehdiff[train]', or "
-                "set loss.perceptual_weight: 0."
-            ) from error
-        # On the meta device a network costs neither time nor memory nor random numbers. All its
-        # values come from two files: the convolutions of VGG-16, and the weights lpips ships.
-        with warnings.catch_warnings(), torch.device("meta"):
-            # lpips calls torchvision by arguments that torchvision has renamed.
-            warnings.filterwarnings("ignore", module=r"torchvision\.models\._utils")
-            network = lpips.LPIPS(net="vgg", pnet_rand=True, pretrained=False, verbose=False)
-        parameters = dict(network.named_parameters())
-        # What torchvision calls features.5.weight is net.slice2.5.weight here.
-        names = {
-            "features." + ".".join(name.split(".")[-2:]): name
-            for name in parameters
-            if name.startswith("net.")
-        }
-        vgg = _vgg_weights(weights, {name: parameters[names[name]].shape for name in names})
-        learned = torch.load(
-            Path(lpips.__file__).with_name("weights") / "v0.1" / "vgg.pth",
-            map_location="cpu",
-            weights_only=True,
+        return cls(
+            lpips_network(
+                "vgg",
+                weights,
+                "by loss.perceptual_weights, or set loss.perceptual_weight: 0 to train without the "
+                "perceptual loss",
+            )
         )
-        network.load_state_dict(
-            {
-                **{names[name]: value for name, value in vgg.items()},
-                **learned,
-                # LPIPS holds each of its linear layers twice, as lin0 and as lins.0.
-                **{name.replace("lin", "lins.", 1): value for name, value in learned.items()},
-                **dict(network.named_buffers()),
-            },
-            assign=True,
-        )
-        return cls(network)
 
     def train(self, mode: bool = True) -> PerceptualLoss:
         """Stay in eval mode."""
@@ -313,56 +283,3 @@ def _check_same_shape(**images: Tensor) -> None:
     if len(set(shapes.values())) != 1 or any(len(shape) != 4 for shape in shapes.values()):
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"A loss compares images of one shape (B, 3, H, W), got {listed}.")
-
-
-def _vgg_weights(weights: str | None, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """Return the float32 tensors that `shapes` names, from a file or else from torchvision."""
-    way_out = (
-        "Name another file by loss.perceptual_weights, or set loss.perceptual_weight: 0 to train "
-        "without the perceptual loss."
-    )
-    # A file of another kind, given to an unpickler, raises whatever its bytes happen to mean: hence
-    # `except Exception`, twice.
-    if weights is None:
-        from torchvision.models import VGG16_Weights  # type: ignore[import-untyped]
-
-        source = VGG16_Weights.IMAGENET1K_V1
-        weights = source.url
-        try:
-            state = source.get_state_dict(check_hash=True, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"The weights of VGG-16 could neither be read from {torch.hub.get_dir()}"
-                f"/checkpoints nor downloaded from {weights} ({error}). Fetch that file elsewhere "
-                "and name it by loss.perceptual_weights, or set loss.perceptual_weight: 0 to train "
-                "without the perceptual loss."
-            ) from error
-    else:
-        if not Path(weights).is_file():
-            raise ValueError(f"There is no file of VGG-16 weights at {weights}. {way_out}")
-        try:
-            if Path(weights).suffix == ".safetensors":
-                state = load_file(weights)
-            else:
-                state = torch.load(weights, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"{weights} cannot be read as a .pth or .safetensors file of VGG-16 weights "
-                f"({error}). {way_out}"
-            ) from error
-        if not isinstance(state, dict):
-            raise ValueError(
-                f"{weights} holds a {type(state).__name__}; wanted is the state dict of "
-                f"torchvision's VGG-16. {way_out}"
-            )
-    wrong = [
-        f"{name} is {tuple(state[name].shape)}" if name in state else f"{name} is missing"
-        for name, shape in shapes.items()
-        if name not in state or state[name].shape != shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"{weights} is not a VGG-16 in torchvision's naming: of its {len(shapes)} tensors "
-            f"{len(wrong)} do not fit ({', '.join(wrong)}). {way_out}"
-        )
-    return {name: state[name].float() for name in shapes}
