@@ -145,14 +145,14 @@ def test_a_blurred_lamp_is_the_disc_that_the_lens_would_have_shown():
 )
 def test_on_the_ray_traced_benchmark(shared_root, scene, smallest_gain):
     """PSNR over all pixels that the boost gains with the scatter."""
-    from evaluation.raytraced import find_scenes
+    from evaluation.datasets import open_dataset
 
     data = shared_root / "bench" / "raytraced" / "data"
     if not data.is_dir():
         pytest.skip(f"no ray-traced benchmark at {data}")
     (photograph,) = (
         given
-        for given, _, _ in find_scenes(data, [scene])[0].photographs()
+        for given in open_dataset("raytraced", data, [scene]).photographs()
         if given.setting == "f0_r14"
     )
     photo = torch.from_numpy(photograph.image.copy()).permute(2, 0, 1)[None] / 255
