@@ -7,49 +7,52 @@ import importlib
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import bokehdiff
-
-RAYTRACED_COLUMNS = [
-    ("nohl", "overall", "psnr_nohl"),
-    ("SSIM", "overall", "ssim_nohl"),
-    ("r06", "level_06", "psnr_nohl"),
-    ("r14", "level_14", "psnr_nohl"),
-    ("r28", "level_28", "psnr_nohl"),
-    ("common3", "common3", "psnr_nohl"),
-    ("edge", "overall", "psnr_edge_nohl"),
-    ("blurred", "overall", "psnr_blurred_nohl"),
-    ("infocus", "overall", "psnr_infocus"),
-    ("| all", "overall", "psnr"),
-    ("SSIM", "overall", "ssim"),
-    ("edge", "overall", "psnr_edge"),
-    ("blurred", "overall", "psnr_blurred"),
-]
-
 EXAMPLES = """examples:
-  python -m evaluation raytraced bench/raytraced/data --method tiny --out tiny.json
-  python -m evaluation raytraced bench/raytraced/data --method scatter --scenes s01,s03
-  python -m evaluation raytraced bench/raytraced/data --method layered --method layered+boost
-  python -m evaluation raytraced bench/raytraced/data --method layered --input linear
-  python -m evaluation raytraced bench/raytraced/data --method path/to/checkpoint --save pictures
-  python -m evaluation raytraced bench/raytraced/data --predictions pictures
+  python -m evaluation compare raytraced DATA --method tiny --method scatter --out results.json
+  python -m evaluation compare ebb FOLDER --method scatter --K searched --exposure aligned
+  python -m evaluation compare triples FOLDER --method mine.py:blur --predictions theirs=pictures
+  python -m evaluation raytraced DATA --method tiny --out tiny.json
+  python -m evaluation robustness raytraced DATA --method tiny --method scatter --out drops.json
+  python -m evaluation report results.json drops.json
   python -m evaluation speed render --megapixels 1
-  python -m evaluation speed classical --radius 4,8,16,32,64
-  python -m evaluation speed classical --method layered --method scatter --cat-eye 0.4
-  python -m evaluation speed pisa
-  python -m evaluation speed pisa --tokens 1024,4096,16384 --backward --out pisa.json
-  python -m evaluation speed pisa --grid 48x96 --radius 3.2,8 --backend local --backend reference
-  python -m evaluation speed pisa --device cuda --dtype bfloat16 --tokens 4096,65536 --plot a.png
-  python -m evaluation speed pipeline --flops --size 1024x1024 --size 1536x1024
-  python -m evaluation speed pipeline --device cuda --dtype bfloat16 --size 1024x1024
-  python -m evaluation speed pipeline --refocus --shapes tiny --size 512x512
-  python -m evaluation speed pipeline --megapixels 1,4,12,24 --model tiny
+
+PROTOCOL --help says more about each.
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+@dataclass(frozen=True)
+class Protocol:
+    """A command: the module that has its ``add_arguments(parser)`` and ``run(arguments)``."""
+
+    module: str
+    help: str
+    packages: tuple[str, ...] = ("scipy.ndimage", "skimage")
+
+
+PROTOCOLS = {
+    "compare": Protocol("evaluation.compare_command", "methods side by side on a data set"),
+    "raytraced": Protocol(
+        "evaluation.raytraced", "3D scenes ray-traced with a thin lens (PSNR in dB, SSIM)"
+    ),
+    "robustness": Protocol("evaluation.robustness", "what a wrong disparity costs each method"),
+    "ablations": Protocol("evaluation.ablations", "what each part of a model is worth"),
+    "controllability": Protocol(
+        "evaluation.controllability", "whether blur follows K, and focus follows df"
+    ),
+    "report": Protocol(
+        "evaluation.reports.command", "a page of results, or the README's numbers checked", ()
+    ),
+    "metrics": Protocol("evaluation.metric_list", "what the metrics are and what each fixes", ()),
+    "verify": Protocol("evaluation.datasets.verify", "whether a data set is whole", ()),
+    "speed": Protocol("evaluation.speed_commands", "seconds and memory", ()),
+}
+
+
+def parser(protocol: str | None = None) -> argparse.ArgumentParser:
+    """The command line's arguments; those of one protocol only, if it is named."""
     whole = argparse.ArgumentParser(
         prog="python -m evaluation",
         description="Measure lens blur against a truth.",
@@ -57,254 +60,26 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     protocols = whole.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
-    raytraced = protocols.add_parser(
-        "raytraced",
-        help="3D scenes ray-traced with a thin lens",
-        description="Score methods on 3D scenes ray-traced with a thin lens (PSNR in dB, SSIM).",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    raytraced.add_argument("data", metavar="DATA", help="folder that holds the scene folders")
-    raytraced.add_argument(
-        "--method",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="tiny (the checkpoint inside the package), layered, scatter, pyramid, one of these "
-        "three with +boost (clipped highlights get light back first), gaussian, identity, or a "
-        "model folder; may be given several times. The identity is always in the table.",
-    )
-    raytraced.add_argument(
-        "--input",
-        choices=["srgb8", "linear"],
-        default="srgb8",
-        help="what methods are given: the 8-bit photograph (default), or its linear light with "
-        "the highlights",
-    )
-    raytraced.add_argument(
-        "--predictions", metavar="DIR", help="score finished pictures DIR/<scene>_<setting>.png"
-    )
-    raytraced.add_argument("--scenes", metavar="A,B", help="only these scenes, e.g. s01,s03")
-    raytraced.add_argument("--save", metavar="DIR", help="keep the rendered pictures here")
-    raytraced.add_argument("--out", metavar="FILE", help="write all figures to this JSON file")
-    raytraced.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
-    speed = protocols.add_parser(
-        "speed",
-        help="seconds and memory",
-        description="Measure time and peak memory.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    subjects = speed.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
-    add_render(subjects)
-    add_classical(subjects)
-    add_pisa(subjects)
-    add_pipeline(subjects)
+    for name, known in PROTOCOLS.items():
+        own = protocols.add_parser(
+            name,
+            help=known.help,
+            description=f"{known.help[0].upper()}{known.help[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        # The modules of the others, and torch with some of them, need not be imported.
+        if protocol in (name, None):
+            importlib.import_module(known.module).add_arguments(own)
     return whole
-
-
-def add_render(subjects: argparse._SubParsersAction) -> None:
-    """The arguments of ``speed render``."""
-    render = subjects.add_parser(
-        "render",
-        help="prepare, first render and refocus of a photograph",
-        description="Measure seconds and peak memory on scikit-image's motorcycle photograph.",
-    )
-    render.add_argument("--model", metavar="FOLDER", help="default: the one inside the package")
-    render.add_argument("--megapixels", type=float, default=1.0, help="default %(default)s")
-    render.add_argument("--repeats", type=int, default=5, help="refocusings, default %(default)s")
-    render.add_argument("--threads", type=int, help="CPU threads; default: all cores")
-    render.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
-    render.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
-
-
-def add_classical(subjects: argparse._SubParsersAction) -> None:
-    """The arguments of ``speed classical``."""
-    classical = subjects.add_parser(
-        "classical",
-        help="the classical renderers as the blur grows",
-        description="Measure seconds and peak memory of render_bokeh on scikit-image's motorcycle "
-        "photograph, for every method and every blur radius.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    classical.add_argument(
-        "--method",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a method of render_bokeh; may be given several times. Default: all.",
-    )
-    classical.add_argument(
-        "--radius",
-        default="4,8,16,32,64",
-        metavar="R,R",
-        help="radius of the largest circle of confusion in pixels, default %(default)s",
-    )
-    classical.add_argument("--megapixels", type=float, default=1.0, help="default %(default)s")
-    classical.add_argument("--repeats", type=int, default=3, help="default %(default)s")
-    classical.add_argument("--threads", type=int, default=1, help="CPU threads, default 1")
-    classical.add_argument("--blades", type=int, default=0, help="default: a circular opening")
-    classical.add_argument("--cat-eye", type=float, default=0.0, help="0 (default) to 1")
-    classical.add_argument("--spherical", type=float, default=0.0, help="-1 to 1, default 0")
-    classical.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
-    classical.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
-
-
-def add_pisa(subjects: argparse._SubParsersAction) -> None:
-    """The arguments of ``speed pisa``."""
-    pisa = subjects.add_parser(
-        "pisa",
-        help="one layer of physics-inspired self-attention beside ordinary attention",
-        description="Measure time, peak memory and error of one layer of PISA, as ratios to "
-        "scaled_dot_product_attention (SDPA).",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    size = pisa.add_mutually_exclusive_group()
-    size.add_argument(
-        "--tokens", default="4096,16384", metavar="N,N", help="square grids, default %(default)s"
-    )
-    size.add_argument("--grid", metavar="HxW", help="one grid of H rows and W columns, e.g. 48x96")
-    blur = pisa.add_mutually_exclusive_group()
-    blur.add_argument(
-        "--radius-share",
-        default="0.05",
-        metavar="R,R",
-        help="largest circle-of-confusion radius as a share of the grid's width, default "
-        "%(default)s (a diameter of 10 %%)",
-    )
-    blur.add_argument("--radius", metavar="R,R", help="the same in tokens")
-    pisa.add_argument("--heads", type=int, default=10, help="default %(default)s")
-    pisa.add_argument("--channels", type=int, default=64, help="per head, default %(default)s")
-    pisa.add_argument("--batch", type=int, default=1, help="images, default %(default)s")
-    pisa.add_argument(
-        "--logit-std",
-        type=float,
-        default=1.0,
-        help="standard deviation of q k^T / sqrt(channels), default %(default)s",
-    )
-    pisa.add_argument(
-        "--dtype",
-        default="float32",
-        choices=["float32", "float16", "bfloat16"],
-        help="of q, k and v, default %(default)s",
-    )
-    pisa.add_argument(
-        "--scene",
-        default="slope",
-        choices=["slope", "uniform"],
-        help="slope (default): a sloping background and five near discs; uniform: the same, with "
-        "the largest radius everywhere",
-    )
-    pisa.add_argument(
-        "--supersampling", type=int, default=2, help="rays per pair of tokens, default %(default)s"
-    )
-    pisa.add_argument(
-        "--backend",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a backend of pisa_attention; may be given several times. Default: all that can run "
-        "here but reference, which is dense.",
-    )
-    pisa.add_argument(
-        "--official",
-        action="store_true",
-        help="also the dense formula, with the rays of all N^2 pairs traced in every call",
-    )
-    pisa.add_argument("--backward", action="store_true", help="time forward and backward together")
-    pisa.add_argument("--repeats", type=int, default=5, help="default %(default)s")
-    pisa.add_argument("--threads", type=int, default=1, help="CPU threads, default %(default)s")
-    pisa.add_argument(
-        "--sdpa-limit",
-        type=int,
-        metavar="N",
-        help="measure SDPA on at most so many tokens and extrapolate beyond; default 16384 on the "
-        "CPU, no limit on a GPU",
-    )
-    pisa.add_argument("--device", default="cpu", help="cpu (default), cuda")
-    pisa.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
-    pisa.add_argument("--plot", metavar="FILE", help="draw them to this .png, .pdf or .svg file")
-
-
-def add_pipeline(subjects: argparse._SubParsersAction) -> None:
-    """The arguments of ``speed pipeline``."""
-    pipeline = subjects.add_parser(
-        "pipeline",
-        help="every stage of the diffusion pipeline, at the size of SDXL",
-        description="Measure every stage of the pipeline with networks of the shapes of Stable "
-        "Diffusion XL and random weights; count their arithmetic; measure what refocusing saves; "
-        "or measure what a photograph costs as it gets larger.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    mode = pipeline.add_mutually_exclusive_group()
-    mode.add_argument(
-        "--flops", action="store_true", help="count arithmetic without computing anything"
-    )
-    mode.add_argument(
-        "--refocus",
-        action="store_true",
-        help="a first picture beside a refocus, and eight blur strengths at once beside one by one",
-    )
-    mode.add_argument(
-        "--megapixels",
-        metavar="M,M",
-        help="seconds and peak memory of scikit-image's motorcycle photograph scaled to each of "
-        "these sizes, each in a process of its own",
-    )
-    pipeline.add_argument(
-        "--size",
-        action="append",
-        metavar="WxH",
-        help="width and height of the photo in pixels; may be given several times. Default: "
-        "1024x1024 and 1536x1024.",
-    )
-    pipeline.add_argument(
-        "--shapes",
-        choices=["sdxl", "tiny"],
-        help="networks: sdxl (default), or tiny, the same blocks with few channels",
-    )
-    pipeline.add_argument("--model", metavar="FOLDER", help="with --megapixels; default: tiny, "
-                          "the checkpoint inside the package")  # fmt: skip
-    pipeline.add_argument(
-        "--radius",
-        type=float,
-        default=32.0,
-        metavar="PX",
-        help="radius of the largest circle of confusion in pixels, default %(default)g; with "
-        "--flops, of every circle",
-    )
-    pipeline.add_argument(
-        "--radius-scales",
-        action="store_true",
-        help="with --megapixels: --radius is that of the first size, and grows with the sides",
-    )
-    pipeline.add_argument(
-        "--tiling", metavar="TILES", help="with --megapixels: as of bokehdiff render"
-    )
-    pipeline.add_argument(
-        "--compile", action="store_true", help="compile UNet and codec with torch.compile"
-    )
-    pipeline.add_argument(
-        "--dtype",
-        choices=["float32", "float16", "bfloat16"],
-        help="of weights and activations, default float32",
-    )
-    pipeline.add_argument("--repeats", type=int, help="rounds that count, default 10")
-    pipeline.add_argument("--threads", type=int, default=1, help="CPU threads, default %(default)s")
-    pipeline.add_argument("--device", default="cpu", help="cpu (default), cuda")
-    pipeline.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
 
 
 def check_before_work(arguments: argparse.Namespace) -> None:
     """Raises ValueError for what would fail only after minutes of work, in any protocol."""
-    packages = ["scipy.ndimage", "skimage"]
-    if arguments.protocol == "speed" and arguments.subject == "pisa":
-        packages = ["matplotlib"] if arguments.plot else []
-    if arguments.protocol == "speed" and arguments.subject == "pipeline":
-        packages = ["skimage"] if arguments.megapixels else []
+    packages: Sequence[str] = PROTOCOLS[arguments.protocol].packages
+    if arguments.protocol == "speed":
+        from evaluation import speed_commands
+
+        packages = speed_commands.packages(arguments)
     for package in packages:
         try:
             importlib.import_module(package)
@@ -313,233 +88,29 @@ def check_before_work(arguments: argparse.Namespace) -> None:
                 f"{missing.name} is not installed; the evaluation needs "
                 "pip install 'bokehdiff[data]'."
             ) from missing
-
-    from evaluation import methods
-
-    for option in ("out", "plot"):
+    # The report makes its folder.
+    for option in ("out", "plot") if arguments.protocol != "report" else ():
         file = getattr(arguments, option, None)
         if file and not Path(file).resolve().parent.is_dir():
             raise ValueError(f"There is no folder {Path(file).parent} for --{option}.")
-    methods.check_device(arguments.device)
+    if hasattr(arguments, "device"):
+        from evaluation import methods
 
-
-def measure_render(arguments: argparse.Namespace) -> None:
-    """Times the pipeline on one photograph; prints a sentence and writes the JSON."""
-    import torch
-
-    from evaluation import report, speed
-
-    check_megapixels_and_repeats(arguments)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    model = arguments.model or bokehdiff.TINY
-    pipe = bokehdiff.BokehDiffPipeline.from_pretrained(model).to(arguments.device)
-    measured = speed.render_speed(pipe, arguments.megapixels, arguments.repeats)
-    machine = report.hardware(arguments.device)
-    print(
-        f"{speed.sentence(measured)}. {machine['processor']}, {machine['torch_threads']} "
-        f"thread(s), {machine['dtype']}, device {machine['device']}."
-    )
-    if arguments.out:
-        report.write_json(arguments.out, {"hardware": machine, "render": vars(measured)})
-
-
-def check_megapixels_and_repeats(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for numbers out of range."""
-    if not 0.01 <= arguments.megapixels <= 100:
-        raise ValueError(f"--megapixels must be in [0.01, 100], got {arguments.megapixels:g}.")
-    if arguments.repeats < 1:
-        raise ValueError(f"--repeats must be at least 1, got {arguments.repeats}.")
-
-
-def measure_classical(arguments: argparse.Namespace) -> None:
-    """Times the classical renderers; prints the table and writes the JSON."""
-    import torch
-
-    from bokehdiff.rendering import Aperture
-    from evaluation import classical_speed, report
-    from evaluation.pisa_speed import numbers
-
-    check_megapixels_and_repeats(arguments)
-    radii = numbers(arguments.radius, "--radius")
-    if min(radii) <= 0 or radii != sorted(set(radii)):
-        raise ValueError(
-            f"--radius takes positive numbers, each larger than the one before, got "
-            f"{arguments.radius}."
-        )
-    if arguments.threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {arguments.threads}.")
-    aperture = Aperture(
-        blades=arguments.blades, cat_eye=arguments.cat_eye, spherical=arguments.spherical
-    )
-    torch.set_num_threads(arguments.threads)
-    rows = classical_speed.measure(
-        arguments.method or list(classical_speed.METHODS),
-        radii, arguments.megapixels, arguments.repeats, aperture, arguments.device,
-    )  # fmt: skip
-
-    machine = report.hardware(arguments.device)
-    protocol = classical_speed.protocol(rows, arguments.repeats, aperture, arguments.device)
-    print(classical_speed.table(rows))
-    print()
-    print(protocol)
-    print(report.hardware_sentence(machine))
-    if arguments.out:
-        report.write_json(
-            arguments.out,
-            {
-                "benchmark": "speed classical",
-                "protocol": protocol,
-                "hardware": machine,
-                "aperture": aperture.to_dict(),
-                "classical": [vars(row) for row in rows],
-            },
-        )
-        print(f"All figures: {arguments.out}")
-
-
-def measure_pisa(arguments: argparse.Namespace) -> None:
-    """Times PISA beside SDPA; prints the table and writes the JSON and the plot."""
-    import torch
-
-    from evaluation import pisa_speed, report
-
-    if arguments.plot and Path(arguments.plot).suffix not in pisa_speed.PLOT_SUFFIXES:
-        raise ValueError(
-            f"--plot writes {', '.join(pisa_speed.PLOT_SUFFIXES)}, got {arguments.plot}."
-        )
-    cases = pisa_speed.cases(arguments)
-    chosen = [
-        pisa_speed.choose_backends(case, arguments.backend, arguments.official) for case in cases
-    ]
-    sdpa_limit = arguments.sdpa_limit or (16384 if arguments.device == "cpu" else None)
-    torch.set_num_threads(arguments.threads)
-    rows = pisa_speed.measure(cases, [names for names, _ in chosen], arguments.repeats, sdpa_limit)
-
-    machine = {**report.hardware(arguments.device), "dtype": arguments.dtype}
-    left_out = {name: reason for _, reasons in chosen for name, reason in reasons.items()}
-    protocol = pisa_speed.protocol(cases[0], arguments.repeats, rows)
-    print(pisa_speed.table(rows))
-    print()
-    for name, reason in left_out.items():
-        print(f"No row for {name}: {reason}")
-    print(protocol)
-    print(report.hardware_sentence(machine))
-    if arguments.out:
-        report.write_json(
-            arguments.out,
-            {
-                "benchmark": "speed pisa",
-                "protocol": protocol,
-                "hardware": machine,
-                "left_out": left_out,
-                "pisa": pisa_speed.as_json(rows),
-            },
-        )
-        print(f"All figures: {arguments.out}")
-    if arguments.plot:
-        pisa_speed.plot(rows, arguments.plot, in_tokens=bool(arguments.radius))
-        print(f"Plot: {arguments.plot}")
-
-
-def measure_pipeline(arguments: argparse.Namespace) -> None:
-    """Measures the pipeline in one of four ways; prints the table and writes the JSON."""
-    from evaluation import pipeline_report, report
-
-    measured = pipeline_report.measure(arguments)
-    machine = {**report.hardware(arguments.device), "dtype": measured.dtype}
-    print(measured.table)
-    print()
-    for name, reason in measured.left_out.items():
-        print(f"No row for {name}: {reason}")
-    print(measured.protocol)
-    print(report.hardware_sentence(machine))
-    print(arguments.command_line)
-    if arguments.out:
-        report.write_json(
-            arguments.out,
-            {
-                "benchmark": f"speed pipeline, {measured.mode}",
-                "command": arguments.command_line,
-                "protocol": measured.protocol,
-                "hardware": machine,
-                "left_out": measured.left_out,
-                "pipeline": measured.rows,
-            },
-        )
-        print(f"All figures: {arguments.out}")
-
-
-def evaluate_raytraced(arguments: argparse.Namespace) -> None:
-    """Runs the ray-traced benchmark; prints the table and writes the JSON."""
-    from evaluation import methods, raytraced, report
-
-    names = arguments.scenes.split(",") if arguments.scenes else None
-    scenes = raytraced.find_scenes(arguments.data, names)
-    if not arguments.method and not arguments.predictions:
-        raise ValueError("Nothing to evaluate; wanted --method NAME or --predictions DIR.")
-    wanted = dict.fromkeys(["identity", *arguments.method])
-    chosen = [methods.method_by_name(name, arguments.device, arguments.input) for name in wanted]
-    if arguments.predictions:
-        chosen.append(methods.predictions_in(arguments.predictions))
-    results = raytraced.evaluate(scenes, chosen, arguments.save)
-
-    machine = report.hardware(arguments.device)
-    print(report.table(results, RAYTRACED_COLUMNS))
-    print()
-    for name, result in results.items():
-        print(f"{name}: {result['description']}.")
-    images = sum(len(scene.meta["configs"]) for scene in scenes)
-    print(
-        f"{images} images of {len(scenes)} scenes ({', '.join(scene.name for scene in scenes)}). "
-        "PSNR in dB. Left of the bar: pixels that no clipped highlight reaches (infocus: all); "
-        "right of it: all pixels. "
-        f"Seconds on {machine['processor']}, {machine['torch_threads']} thread(s), device "
-        f"{machine['device']}."
-    )
-    print(raytraced.protocol(arguments.input))
-    if arguments.out:
-        report.write_json(
-            arguments.out,
-            {
-                "benchmark": "raytraced",
-                "protocol": raytraced.protocol(arguments.input),
-                "input": arguments.input,
-                "data": str(Path(arguments.data).resolve()),
-                "scenes": [scene.name for scene in scenes],
-                "hardware": machine,
-                "results": results,
-            },
-        )
-        print(f"All figures: {arguments.out}")
-
-
-def measure_speed(arguments: argparse.Namespace) -> None:
-    """Times what was asked for."""
-    subjects = {
-        "render": measure_render,
-        "classical": measure_classical,
-        "pisa": measure_pisa,
-        "pipeline": measure_pipeline,
-    }
-    subjects[arguments.subject](arguments)
-
-
-PROTOCOLS = {"raytraced": evaluate_raytraced, "speed": measure_speed}
+        methods.check_device(arguments.device)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status (2 for a mistake of the caller)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parsed = parser().parse_args(arguments)
+    named = arguments[0] if arguments else ""
+    parsed = parser(named).parse_args(arguments)
     parsed.command_line = f"python -m evaluation {shlex.join(arguments)}"
     try:
         check_before_work(parsed)
-        PROTOCOLS[parsed.protocol](parsed)
+        return importlib.import_module(PROTOCOLS[parsed.protocol].module).run(parsed)
     except (ValueError, FileNotFoundError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["hardware", "hardware_sentence", "table", "write_json"]
+__all__ = ["hardware", "hardware_sentence", "printed", "table", "write_json"]
 
 Column = tuple[str, str, str]
 """(heading, group of images, figure)"""
@@ -72,6 +72,32 @@ def table(results: dict[str, dict[str, Any]], columns: Sequence[Column]) -> str:
         cells.append(f"{'-':>10s}" if seconds is None else f"{seconds:10.3f}")
         lines.append("  ".join([name.ljust(width), *cells]))
     return "\n".join(lines)
+
+
+def printed(results: dict[str, Any]) -> str:
+    """Results of any kind for a person at a terminal: tables, protocol, hardware, command."""
+    from evaluation.reports.tables import descriptions, tables_of
+
+    parts = [results["title"]]
+    for one in tables_of(results):
+        cells = [[f"**{c.text}**" if c.best else c.text for c in row] for row in one.rows]
+        parts += [one.caption, _in_columns([one.headings, *cells])]
+    parts.append("\n".join(f"{name}: {text}." for name, text in descriptions(results)))
+    parts.append(results["protocol"])
+    parts.append(hardware_sentence(results["hardware"]))
+    parts.append(results["command"])
+    return "\n\n".join(parts)
+
+
+def _in_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of a Markdown table whose columns have one width each; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def write_json(file: str | Path, report: dict[str, Any]) -> None:

@@ -20,9 +20,9 @@ from PIL import Image
 from bokehdiff.images import linear_to_srgb
 from bokehdiff.rendering import render_layers
 from evaluation.__main__ import main
+from evaluation.datasets import open_dataset
 from evaluation.methods import Method, method_by_name, predictions_in
-from evaluation.metrics import psnr
-from evaluation.raytraced import evaluate, find_scenes, regions_of, score, summarise
+from evaluation.raytraced import METRICS, evaluate, summarise
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WIDTH, HEIGHT, MARGIN = 200, 150, 16
@@ -114,23 +114,24 @@ def test_command_line_scores_the_scatter(benchmark: Path, tmp_path: Path) -> Non
     assert report["scenes"] == ["s01", "s02"]
 
     # The pictures it saved give the same figures.
-    again = evaluate(find_scenes(benchmark), [predictions_in(pictures / "scatter")])
+    again = evaluate(open_dataset("raytraced", benchmark), [predictions_in(pictures / "scatter")])
     assert again["predictions"]["overall"] == scatter["overall"]
     assert again["predictions"]["seconds_per_image"] is None
 
 
-def test_linear_light_shows_how_bright_the_highlight_is(benchmark: Path, tmp_path: Path) -> None:
+def test_linear_light_shows_how_bright_the_highlight_is(
+    benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out.json"
     options = ["--method", "scatter", "--input", "linear", "--out", str(out)]
-    command = [sys.executable, "-m", "evaluation", "raytraced", str(benchmark)]
-    run = subprocess.run(command + options, cwd=REPOSITORY, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert "highlights not cut off" in run.stdout
+    assert main(["raytraced", str(benchmark), *options]) == 0
+    assert "highlights not cut off" in capsys.readouterr().out
     report = json.loads(out.read_text())
     assert report["input"] == "linear" and "highlights not cut off" in report["protocol"]
     linear = report["results"]
     encoded = evaluate(
-        find_scenes(benchmark), [method_by_name("identity"), method_by_name("scatter")]
+        open_dataset("raytraced", benchmark),
+        [method_by_name("identity"), method_by_name("scatter")],
     )
     # Where no highlight reaches, only the rounding to 8 bits and that to half floats differ.
     for name in ("identity", "scatter"):
@@ -142,7 +143,7 @@ def test_linear_light_shows_how_bright_the_highlight_is(benchmark: Path, tmp_pat
 def test_boosted_highlights_have_a_name_of_their_own(benchmark: Path) -> None:
     plain, boosted = method_by_name("scatter"), method_by_name("scatter+boost")
     assert boosted.name == "scatter+boost" and "highlights='boost'" in boosted.description
-    photograph, _, _ = next(find_scenes(benchmark)[0].photographs())
+    photograph = next(open_dataset("raytraced", benchmark).photographs())
     lit = np.full_like(photograph.image, 40)
     lit[70:73, 150:153] = 255
     photograph = dataclasses.replace(photograph, image=lit)
@@ -150,7 +151,7 @@ def test_boosted_highlights_have_a_name_of_their_own(benchmark: Path) -> None:
 
 
 def test_only_the_scenes_asked_for(benchmark: Path) -> None:
-    results = evaluate(find_scenes(benchmark, ["s02"]), [method_by_name("identity")])
+    results = evaluate(open_dataset("raytraced", benchmark, ["s02"]), [method_by_name("identity")])
     rows = results["identity"]["rows"]
     assert [(row["scene"], row["id"]) for row in rows] == [("s02", "f0_r14"), ("s02", "f2_r06")]
     assert results["identity"]["psnr_nohl_interval"] is None, "one scene has no spread"
@@ -158,56 +159,32 @@ def test_only_the_scenes_asked_for(benchmark: Path) -> None:
 
 def test_the_best_gaussian_beats_the_identity(benchmark: Path) -> None:
     methods = [method_by_name("identity"), method_by_name("gaussian")]
-    results = evaluate(find_scenes(benchmark, ["s01"]), methods)
+    results = evaluate(open_dataset("raytraced", benchmark, ["s01"]), methods)
     assert results["gaussian"]["overall"]["psnr"] > results["identity"]["overall"]["psnr"]
     assert "truth" in results["gaussian"]["description"]
 
 
 def test_the_embedded_checkpoint_is_scored(benchmark: Path) -> None:
     methods = [method_by_name("identity"), method_by_name("tiny")]
-    results = evaluate(find_scenes(benchmark, ["s01"]), methods)
+    results = evaluate(open_dataset("raytraced", benchmark, ["s01"]), methods)
     tiny, identity = results["tiny"]["overall"], results["identity"]["overall"]
     assert tiny["psnr_nohl"] > identity["psnr_nohl"] + 3
 
 
 def test_truth_scores_perfectly(benchmark: Path) -> None:
-    for photograph, regions, _ in find_scenes(benchmark)[0].photographs():
-        figures = score(photograph.truth / 255, photograph.truth, regions)
-        assert figures["psnr"] == figures["psnr_nohl"] == 100
-        assert figures["ssim"] == pytest.approx(1) and figures["ssim_edge"] == pytest.approx(1)
+    truth = Method("truth", "", lambda photograph: photograph.truth / 255)
+    results = evaluate(open_dataset("raytraced", benchmark, ["s01"]), [truth])
+    overall = results["truth"]["overall"]
+    assert set(overall) == set(METRICS)
+    assert overall["psnr"] == overall["psnr_nohl"] == 100
+    assert overall["ssim"] == pytest.approx(1) and overall["ssim_edge"] == pytest.approx(1)
 
 
-def test_regions() -> None:
-    disparity = np.full((60, 80), 0.2, np.float32)
-    disparity[:, 40:] = 0.6
-    light = np.full((60, 80, 3), 0.5, np.float32)
-    light[30, 10] = 9.0
-    radius = 19 * np.abs(disparity - 0.6)
-    regions = regions_of(disparity, radius, light, disparity_step=0.01)
-    edge = np.zeros((60, 80), bool)
-    edge[:, 33:47] = True
-    assert np.array_equal(regions["edge"], edge)
-    assert regions["infocus"][:, 47:].all() and not regions["infocus"][:, :47].any()
-    assert np.array_equal(regions["blurred"], ~edge & ~regions["infocus"])
-    # A highlight of radius 7.6 px counts as one of 8 px, with 1.5 px to spare.
-    assert np.flatnonzero(~regions["nohl"][30]).tolist() == list(range(1, 20))
-    assert np.array_equal(regions["blurred_nohl"], regions["blurred"] & regions["nohl"])
-
-
-def test_small_regions_have_no_figure_and_means_skip_them() -> None:
-    image = np.zeros((20, 20, 3), np.uint8)
-    mask = np.zeros((20, 20), bool)
-    mask[:14, :14] = True
-    assert "psnr_edge" not in score(image / 255, image, {"edge": mask})
+def test_means_skip_photographs_without_the_region() -> None:
     labels = {"scene": "s01", "id": "f0_r14", "level": 14, "alpha": False, "lights": False}
     summary = summarise([{**labels, "psnr": 20.0}, {**labels, "psnr": 30.0, "psnr_edge": 7.0}])
     assert summary["overall"] == {"psnr": 25.0, "psnr_edge": 7.0}
     assert summary["alpha_scenes"] == {}
-
-
-def test_psnr() -> None:
-    assert psnr(0.01) == pytest.approx(20)
-    assert psnr(0.0) == 100
 
 
 def load_scorer(file: Path) -> ModuleType:
@@ -232,7 +209,7 @@ def test_same_figures_as_the_benchmarks_own_scorer(shared_root: Path, given: str
     }[given]
     theirs = scorer.run(str(folder / "data"), {"identity": shown})["identity"]
     identity = method_by_name("identity", given=given)
-    ours = evaluate(find_scenes(folder / "data", ["s08"]), [identity])["identity"]
+    ours = evaluate(open_dataset("raytraced", folder / "data", ["s08"]), [identity])["identity"]
     for row, wanted in zip(ours["rows"], theirs["rows"], strict=True):
         figures = {name for name in wanted if name.startswith(("psnr", "ssim"))}
         assert figures == {name for name in row if name.startswith(("psnr", "ssim"))}
@@ -305,9 +282,9 @@ def test_mistakes_get_a_sentence(
 def test_a_method_that_returns_nonsense_is_named(benchmark: Path) -> None:
     broken = Method("broken", "returns NaN", lambda photograph: photograph.image * np.nan)
     with pytest.raises(ValueError, match="broken, s01_f0_r14: .*NaN"):
-        evaluate(find_scenes(benchmark, ["s01"]), [broken])
-    with pytest.raises(ValueError, match="share a name"):
-        evaluate(find_scenes(benchmark), [broken, broken])
+        evaluate(open_dataset("raytraced", benchmark, ["s01"]), [broken])
+    with pytest.raises(ValueError, match="share the name broken"):
+        evaluate(open_dataset("raytraced", benchmark), [broken, broken])
 
 
 def test_the_embedded_checkpoint_passes_the_classical_renderer(shared_root: Path) -> None:
@@ -316,7 +293,7 @@ def test_the_embedded_checkpoint_passes_the_classical_renderer(shared_root: Path
         pytest.skip(f"no ray-traced benchmark at {data}")
     methods = [method_by_name(name) for name in ("scatter", "tiny")]
     # One scene of alpha cards, one with lights and thin depth: six of the twenty-one images.
-    results = evaluate(find_scenes(data, ["s06", "s08"]), methods)
+    results = evaluate(open_dataset("raytraced", data, ["s06", "s08"]), methods)
     scatter, tiny = (results[name]["overall"] for name in ("scatter", "tiny"))
     assert tiny["psnr_nohl"] > scatter["psnr_nohl"] + 0.5
     assert tiny["psnr_edge_nohl"] > scatter["psnr_edge_nohl"] + 1
