@@ -68,3 +68,20 @@ def test_gradients_pass_through_windows() -> None:
     squares = in_windows(lambda window: window.crop(values).square(), windows_of(9, 9, 4))
     (squares * weight).sum().backward()
     assert torch.allclose(values.grad, 2 * weight * values)
+
+
+def test_what_two_windows_share_and_what_holds_both() -> None:
+    first, second = Window(0, 4, 8, 12, 20, 20), Window(6, 10, 14, 18, 20, 20)
+    assert first.common(second) == Window(6, 10, 8, 12, 20, 20)
+    assert first.around(second) == Window(0, 4, 14, 18, 20, 20)
+    apart = first.common(Window(12, 0, 20, 3, 20, 20))
+    assert apart.top >= apart.bottom or apart.left >= apart.right
+
+
+def test_a_pooled_window_holds_every_cell_it_touches() -> None:
+    assert Window(3, 8, 9, 16, 20, 18).pooled(4) == Window(0, 2, 3, 4, 5, 5)
+
+
+def test_a_window_is_divided_from_its_own_corner() -> None:
+    parts = Window(5, 7, 12, 10, 20, 20).divided(4)
+    assert [(p.top, p.bottom, p.left, p.right) for p in parts] == [(5, 9, 7, 10), (9, 12, 7, 10)]
