@@ -14,6 +14,7 @@ guess; what all of them say together is a verdict on the map, and that is heard 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -47,6 +48,9 @@ OWN_VALUE_BIAS = 3.0
 """Added to the logit of the own value: an untrained network leaves the map as it is."""
 
 VERDICT_CHANNELS = 32
+
+CAUTION = 5.0
+"""How many times likelier than the own value another one must be: a right map must stay right."""
 
 TOLERANCE_PX = 0.5
 TOLERANCE_SHARE = 0.01
@@ -157,7 +161,7 @@ class DisparityRefiner(nn.Module):
 
         # Kept for the whole picture, as the verdict comes before the first choice.
         output = self.run(photo, maps, lambda _, output: output.half(), side)
-        windows = windows_of(*maps.shape[-2:], side)
+        windows = windows_of(maps.shape[-2], maps.shape[-1], side)
 
         def logits_in(window: Window) -> torch.Tensor:
             return candidate_logits(window.crop(output, PIXELS_PER_SIDE))
@@ -180,10 +184,10 @@ class DisparityRefiner(nn.Module):
         """Minus log of the probability of a good choice, a mean over pixels, a scalar.
 
         A candidate is good if its defocus is as right as that of the best one, up to
-        :func:`tolerance_px`. Where the own
-        value is good, it alone is: what is right stays untouched. A pixel weighs as much as the
-        worst candidate would cost there, in pixels of defocus up to 4; so the few pixels at edges
-        count, and where all candidates are alike, nothing does.
+        :func:`tolerance_px`. Where the own value is good, it alone is: what is right stays
+        untouched. A pixel weighs as much as the worst candidate would cost there, in pixels of
+        defocus up to 4; so the few pixels at edges count, and where all candidates are alike,
+        nothing does.
 
         Args:
             photo, maps: as of :meth:`forward`.
@@ -323,9 +327,9 @@ def likeliest(logits: torch.Tensor) -> torch.Tensor:
 
     First whether it is the own value, a larger or a smaller one: all reaches of a kind count
     together, as they mostly are the same surface, and a chance that is spread over them must not
-    lose against the own value. Then the reach.
+    lose against the own value, but for :data:`CAUTION`. Then the reach.
     """
-    kinds = (logits[:, :1], logits[:, 1::2], logits[:, 2::2])
+    kinds = (logits[:, :1] + math.log(CAUTION), logits[:, 1::2], logits[:, 2::2])
     kind = torch.stack([one.logsumexp(1) for one in kinds], 1).argmax(1)
     larger, smaller = (2 * one.argmax(1) for one in kinds[1:])
     return torch.where(kind == 0, 0, torch.where(kind == 1, 1 + larger, 2 + smaller))

@@ -206,8 +206,15 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
             with torch.no_grad():  # what it chooses depends on its weights in steps
                 maps = self.refiner(photo, maps, window_pixels)
         emission = self.emission_of(photo, maps, windows, sample.dtype)
-        transported = self.transport(photo, emission, maps, window_pixels)
+        margins = [frame_margin(one[:, 1:]) for one in maps.split(1)]
+        framed = [
+            tuple(
+                continued(values[image : image + 1], margin) for values in (photo, emission, maps)
+            )
+            for image, margin in enumerate(margins)
+        ]
         del photo, emission  # a large picture needs their memory
+        transported = self.transport(framed, (rows * block, columns * block), window_pixels)
 
         def candidates_of(
             window: Window, photo_light: torch.Tensor
@@ -298,9 +305,8 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
 
     def transport(
         self,
-        photo: torch.Tensor,
-        emission: torch.Tensor,
-        maps: torch.Tensor,
+        framed: list[tuple[torch.Tensor, ...]],
+        size: tuple[int, int],
         window_pixels: int | None,
     ) -> dict[str, torch.Tensor]:
         """What :class:`~bokehdiff.models.light_transport.LightTransport` makes of pictures that go
@@ -308,24 +314,24 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
         inside. Each picture is rendered on its own, by its own slabs.
 
         Args:
-            photo, emission, maps: as in :meth:`emission_of`.
+            framed: photo, emission and maps (as of :meth:`emission_of`) of each picture, continued
+                by a margin of its own; emptied on the way, as a large picture needs the memory.
+            size: height and width of the pictures without margin.
             window_pixels: as in :meth:`forward`.
         """
         rendered: dict[str, list[torch.Tensor]] = {}
-        for image in range(len(photo)):
-            one = slice(image, image + 1)
-            height, width = photo.shape[-2:]
-            margin = frame_margin(maps[one, 1:])
-            frame = Window(margin, margin, margin + height, margin + width,
-                           height + 2 * margin, width + 2 * margin)  # fmt: skip
-            light, bright, around = (
-                continued(values[one], margin) for values in (photo, emission, maps)
-            )
-            windows = windows_of(frame.height, frame.width, window_pixels)
+        height, width = size
+        while framed:
+            photo, emission, maps = framed.pop(0)
+            rows, columns = photo.shape[-2:]
+            margin = (rows - height) // 2
+            frame = Window(margin, margin, margin + height, margin + width, rows, columns)
+            windows = windows_of(rows, columns, window_pixels)
             # Eight bits would band the light.
             with torch.autocast(photo.device.type, enabled=False):
-                light = srgb_to_linear(light)
-                sums = self.light_transport(light, bright, *around.split(1, 1), windows)
+                light = srgb_to_linear(photo)
+                del photo
+                sums = self.light_transport(light, emission, *maps.split(1, 1), windows)
             for name, values in sums.items():
                 rendered.setdefault(name, []).append(frame.crop(values))
         return {

@@ -197,7 +197,8 @@ def raytraced_linear_text(results: Results) -> str:
 
 
 def robustness_text(results: Results) -> str:
-    """Drops by corruption and level: rows are the disparities, columns the methods."""
+    """Drops and what is left by corruption and level: rows are the disparities, columns the
+    methods. A drop alone would favour a method that has little to lose."""
     methods = ["tiny", "scatter"]
     drops = {name: results["methods"][name]["drops"] for name in methods}
     rows = []
@@ -209,9 +210,28 @@ def robustness_text(results: Results) -> str:
                 f"{shown(drop['upper_quartile'], 'dB')})"
                 for drop in found
             ]
-            cells = marked_cells(texts, [drop["median"] for drop in found], "dB", "lower")
+            left = [
+                float(
+                    np.mean(
+                        [
+                            row["psnr_nohl"]
+                            for row in results["methods"][name]["rows"]
+                            if row["corruption"] == corruption
+                            and row["corruption_level"] == int(level)
+                            and "psnr_nohl" in row
+                        ]
+                    )
+                )
+                for name in methods
+            ]
+            cells = [
+                *marked_cells(texts, [drop["median"] for drop in found], "dB", "lower"),
+                *marked_cells([shown(value, "dB") for value in left], left, "dB", "higher"),
+            ]
             rows.append([Cell(f"{CORRUPTED[corruption]} by {level} px"), *cells])
-    return as_markdown(Table("", ["", *(NAMES[name] for name in methods)], rows))
+    names = [NAMES[name] for name in methods]
+    headings = ["", *(f"drop, {name}" for name in names), *(f"PSNR left, {name}" for name in names)]
+    return as_markdown(Table("", headings, rows))
 
 
 def ablations_text(results: Results) -> str:

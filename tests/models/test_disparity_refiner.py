@@ -12,12 +12,14 @@ from scipy import ndimage
 
 from bokehdiff.models.disparity_refiner import (
     CANDIDATES,
+    CAUTION,
     OWN_VALUE_BIAS,
     REACHES,
     DisparityRefiner,
     likeliest,
     nearby_extremes,
     tolerance_px,
+    votes_of,
 )
 from bokehdiff.optics import signed_defocus
 from data_synthesis.corruption import eroded
@@ -35,6 +37,7 @@ def small_refiner(seed: int = 0, widths: tuple[int, ...] = (8, 8)) -> DisparityR
     with torch.no_grad():
         refiner.network.conv_out.weight.normal_(std=1.0)
         refiner.network.conv_out.bias.normal_(std=1.0)
+        refiner.verdict[2].weight.normal_(std=0.3)
     return refiner.eval()
 
 
@@ -84,7 +87,9 @@ def test_every_pixel_gets_a_candidate_and_defocus_goes_with_disparity() -> None:
     chosen = likeliest(refiner.logits(photo, maps))
     assert len(chosen.unique()) > CANDIDATES / 2
     wanted = nearby_extremes(maps).gather(2, chosen[:, None, None].expand(-1, 2, -1, -1, -1))
-    assert torch.equal(refined, wanted[:, :, 0])
+    # Rounding decides where two candidates are equally likely.
+    assert (refined == wanted[:, :, 0]).float().mean() > 0.99
+    assert (nearby_extremes(maps) == refined[:, :, None]).any(2).all()
     assert torch.equal(refined, maps_of(refined[:, :1]))
 
 
@@ -94,7 +99,6 @@ def test_windows_change_nothing(side: int) -> None:
     refiner = small_refiner()
     whole, parts = (refiner.run(photo, maps, lambda _, output: output, one) for one in (None, side))
     torch.testing.assert_close(parts, whole, atol=1e-3, rtol=1e-3)
-    # Rounding decides where two candidates are equally likely.
     assert (refiner(photo, maps, side) == refiner(photo, maps)).float().mean() > 0.999
 
 
@@ -126,13 +130,33 @@ def test_sizes_that_do_not_fit_are_refused(
         small_refiner()(*picture(*size), side)
 
 
-def test_chances_of_a_kind_count_together() -> None:
-    """Own 0.4, smaller 0.1, larger 0.5 in all: the likeliest of the larger is taken."""
-    chances = torch.full((1, CANDIDATES, 1, 2), 0.1 / len(REACHES))
-    chances[:, 0], chances[:, 1::2] = 0.4, 0.48 / len(REACHES)
-    chances[:, 5] += 0.02
-    chances[:, 1::2, :, 1] /= 2  # at the second pixel the own value wins
+def test_chances_of_a_kind_count_together_and_must_be_clear() -> None:
+    """Twice as likely as the own value or not, in all and not one by one."""
+    chances = torch.full((1, CANDIDATES, 1, 2), 0.01)
+    chances[:, 0] = 0.2
+    chances[:, 1::2] = 0.41 / len(REACHES)
+    chances[:, 5] += 0.001
+    chances[:, 1::2, :, 1] *= 0.9
+    assert CAUTION == 2
     assert likeliest(chances.log()).flatten().tolist() == [5, 0]
+
+
+def test_the_verdict_comes_from_all_pixels_where_something_is_at_stake() -> None:
+    """Votes in float64 by hand; a verdict that wants the own value everywhere is heard."""
+    photo, maps = (one[:1] for one in picture(16, 16))
+    refiner = small_refiner()
+    with torch.no_grad():
+        refiner.verdict[2].weight.zero_()
+    logits, candidates = refiner.logits(photo, maps).detach(), nearby_extremes(maps[:, 1])
+    chances = torch.softmax(logits[0].double(), 0)
+    at_stake = (candidates[0].amax(0) - candidates[0].amin(0)).clamp_max(4).double()
+    votes = votes_of(logits, candidates)[0].double()
+    torch.testing.assert_close(votes[:-1], (chances * at_stake).sum((1, 2)), rtol=1e-5, atol=1e-5)
+    assert float(votes[-1]) == pytest.approx(float(at_stake.sum()), rel=1e-5)
+    assert not torch.equal(refiner(photo, maps), maps)
+    with torch.no_grad():
+        refiner.verdict[2].bias[0] = 100
+    assert torch.equal(refiner(photo, maps), maps)
 
 
 # -- The loss ------------------------------------------------------------------------------------

@@ -34,7 +34,6 @@ def changed_parts(before: Path, after: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a learning rate of zero leaves."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("refiner") / "untrained"
     train(folder, model=MODEL, max_train_steps=1, learning_rate=0)
     return folder
