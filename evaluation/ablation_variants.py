@@ -65,7 +65,12 @@ def variants_of(
         missing = {f"T = {one}": f"{same}: the picture is the same" for one in TIMESTEPS
                    if one != pipeline.config.timestep}  # fmt: skip
         missing["fixed encoder"] = "the codec is lossless and has no weights"
-        return [full, query_softmax, *LIGHT_TRANSPORT_VARIANTS], missing
+        variants = [full, query_softmax, *LIGHT_TRANSPORT_VARIANTS]
+        if pipeline.unet.refiner is None:
+            missing[AS_GIVEN.name] = "this network takes the disparity as it is"
+        else:
+            variants.append(AS_GIVEN)
+        return variants, missing
 
     found = [full, query_softmax, *PISA_VARIANTS]
     for timestep in TIMESTEPS:
@@ -242,6 +247,42 @@ def no_compositing(pipeline: BokehDiffPipeline) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def whole_lens(pipeline: BokehDiffPipeline) -> Iterator[None]:
+    """Every part of the lens sees what the whole lens sees."""
+    transport = pipeline.unet.light_transport
+    add_arrived = transport.add_arrived
+
+    def add_even(
+        accepted: Tensor, groups: dict[str, Tensor], arrived: Tensor, step: Tensor
+    ) -> None:
+        add_arrived(accepted, groups, arrived.mean(1, keepdim=True).expand_as(arrived), step)
+
+    with replaced(transport, "add_arrived", add_even):
+        yield
+
+
+@contextlib.contextmanager
+def no_slopes(pipeline: BokehDiffPipeline) -> Iterator[None]:
+    """Every pixel sends its light as if its surface faced the lens."""
+
+    def flat(defocus: Tensor) -> Tensor:
+        return defocus.new_zeros(2, *defocus.shape)
+
+    with replaced(light_transport, "slope_of", flat):
+        yield
+
+
+@contextlib.contextmanager
+def disparity_as_given(pipeline: BokehDiffPipeline) -> Iterator[None]:
+    """No edge of the disparity map is moved."""
+    hook = pipeline.unet.refiner.register_forward_hook(lambda module, given, output: given[1])
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
 def nothing_hidden(pipeline: BokehDiffPipeline) -> Iterator[None]:
     """No guess of what lies behind occluders: what no light reaches is filled from the photo."""
     guess = light_transport.hidden_surfaces
@@ -272,6 +313,12 @@ LIGHT_TRANSPORT_VARIANTS = [
         "the light of all depths averaged by energy instead of composited front to back",
         no_compositing,
     ),
+    Variant(
+        "no lens parts",
+        "an occluder hides a share of the light from all of the lens, not all light from a part",
+        whole_lens,
+    ),
+    Variant("no slopes", "slanted surfaces send light as if they faced the lens", no_slopes),
     Variant("no hidden surfaces", "nothing is guessed behind edges", nothing_hidden),
     Variant("no highlights", "clipped pixels are as bright as they look", no_lamps),
     Variant(
@@ -284,4 +331,9 @@ LIGHT_TRANSPORT_VARIANTS = [
 defocus, windows); its method ``add_arrived(accepted, groups, arrived, step)``; the method
 ``unet.emission_of(photo, ...)``; the layer ``unet.correction.conv_out``; and the function
 ``hidden_surfaces`` that ``light_transport.py`` calls, whose last result says where a guess is
-used."""
+used, and ``slope_of`` there."""
+
+AS_GIVEN = Variant(
+    "no refinement", "the edges of the disparity stay where they were given", disparity_as_given
+)
+"""For networks with a refiner."""

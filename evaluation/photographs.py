@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 __all__ = ["Photograph", "read_picture"]
 
@@ -37,11 +37,12 @@ class Photograph:
 
 
 def read_picture(file: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of a picture file; ValueError if it is missing or damaged."""
+    """(H, W, 3) uint8 of a picture file, upright as its EXIF data say; ValueError if it is missing
+    or damaged."""
     if not file.is_file():
         raise ValueError(f"{file} is missing.")
     try:
         with Image.open(file) as picture:
-            return np.asarray(picture.convert("RGB"))
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except OSError as problem:
         raise ValueError(f"{file} cannot be read as a picture: {problem}.") from problem

@@ -37,7 +37,12 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> BokehDiffPipeline:
 def local() -> BokehDiffPipeline:
     """The embedded checkpoint's kind, with layers that say something, behind a lossless codec."""
     torch.manual_seed(0)
-    unet = LightTransportUNet(block_out_channels=(8, 8, 8)).eval()
+    unet = LightTransportUNet(
+        block_out_channels=(8, 8, 8), refiner_block_out_channels=(8, 8, 8)
+    ).eval()
+    # Of what each of the four pixels of a block may choose, its own value comes first.
+    with torch.no_grad():
+        unet.refiner.network.conv_out.bias[:4] = -50
     for part in (unet.correction, unet.emission, unet.light_transport.attn.to_k):
         for parameter in part.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
@@ -50,10 +55,10 @@ def local() -> BokehDiffPipeline:
 
 
 def photo_with_lamps() -> tuple[np.ndarray, np.ndarray]:
-    """A near block, with a light on it and one behind, over a far plane."""
+    """A near block, with a light on it and one behind, over a slanted far plane."""
     photo = np.random.default_rng(0).integers(0, 200, (64, 96, 3), dtype=np.uint8)
     photo[28:31, 40:43] = photo[20:22, 80:82] = 255
-    disparity = np.full((64, 96), 0.2, np.float32)
+    disparity = np.linspace(0.1, 0.3, 96, dtype=np.float32)[None].repeat(64, 0)
     disparity[16:48, 24:64] = 0.8
     return photo, disparity
 
@@ -120,8 +125,9 @@ def test_parts_of_the_embedded_checkpoint(local: BokehDiffPipeline, one_thread: 
     found = check_each(local, variants, local_rendered)
     assert light_transport.hidden_surfaces is guess
     assert [set(vars(local.unet)), set(vars(local.unet.light_transport))] == own
-    names = ["no query softmax", "no CoC", "no occlusion", "no hidden surfaces", "no highlights"]
-    assert list(found) == [*names, "no correction"]
+    names = ["no query softmax", "no CoC", "no occlusion", "no lens parts", "no slopes"]
+    names += ["no hidden surfaces", "no highlights", "no correction", "no refinement"]
+    assert list(found) == names
     assert list(missing) == ["T = 249", "T = 749", "fixed encoder"]
     pictures = list(found.values())
     for index, one in enumerate(pictures):
@@ -136,6 +142,15 @@ def test_its_timestep_cancels(local: BokehDiffPipeline) -> None:
         torch.testing.assert_close(local_rendered(local), full, rtol=0, atol=2e-6)
     finally:
         local.register_to_config(timestep=499)
+
+
+def test_a_network_without_refiner_says_so(local: BokehDiffPipeline) -> None:
+    refiner, local.unet.refiner = local.unet.refiner, None
+    try:
+        variants, missing = variants_of(local)
+    finally:
+        local.unet.refiner = refiner
+    assert "no refinement" in missing and "no refinement" not in [one.name for one in variants]
 
 
 def variant(pipe: BokehDiffPipeline, name: str) -> Variant:
