@@ -50,6 +50,7 @@ from ..rendering.highlights import (
     lamp_surroundings,
     neighbourhood,
 )
+from ..rendering.layered import continued_defocus
 from ..windows import Window, in_windows, put, windows_of
 from .convolutional_unet import ConvolutionalUNet, start_at_zero
 from .disparity_refiner import DisparityRefiner
@@ -206,12 +207,9 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
             with torch.no_grad():  # what it chooses depends on its weights in steps
                 maps = self.refiner(photo, maps, window_pixels)
         emission = self.emission_of(photo, maps, windows, sample.dtype)
-        margins = [frame_margin(one[:, 1:]) for one in maps.split(1)]
         framed = [
-            tuple(
-                continued(values[image : image + 1], margin) for values in (photo, emission, maps)
-            )
-            for image, margin in enumerate(margins)
+            with_frame(*(values[image : image + 1] for values in (photo, emission, maps)))
+            for image in range(len(photo))
         ]
         del photo, emission  # a large picture needs their memory
         transported = self.transport(framed, (rows * block, columns * block), window_pixels)
@@ -314,15 +312,15 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
         inside. Each picture is rendered on its own, by its own slabs.
 
         Args:
-            framed: photo, emission and maps (as of :meth:`emission_of`) of each picture, continued
-                by a margin of its own; emptied on the way, as a large picture needs the memory.
+            framed: what :func:`with_frame` gives for each picture; emptied on the way, as a large
+                picture needs the memory.
             size: height and width of the pictures without margin.
             window_pixels: as in :meth:`forward`.
         """
         rendered: dict[str, list[torch.Tensor]] = {}
         height, width = size
         while framed:
-            photo, emission, maps = framed.pop(0)
+            photo, emission, disparity, defocus = framed.pop(0)
             rows, columns = photo.shape[-2:]
             margin = (rows - height) // 2
             frame = Window(margin, margin, margin + height, margin + width, rows, columns)
@@ -331,13 +329,24 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
             with torch.autocast(photo.device.type, enabled=False):
                 light = srgb_to_linear(photo)
                 del photo
-                sums = self.light_transport(light, emission, *maps.split(1, 1), windows)
+                sums = self.light_transport(light, emission, disparity, defocus, windows)
             for name, values in sums.items():
                 rendered.setdefault(name, []).append(frame.crop(values))
         return {
             name: torch.cat(values) if len(values) > 1 else values[0]
             for name, values in rendered.items()
         }
+
+
+def with_frame(
+    photo: torch.Tensor, emission: torch.Tensor, maps: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Photo, emission, disparity and defocus of one picture, (1, ., H + 2 m, W + 2 m): colours are
+    repeated beyond the frame, and surfaces go on straight."""
+    disparity, defocus = maps.split(1, 1)
+    margin = frame_margin(defocus)
+    wide = [continued(values, margin) for values in (photo, emission, disparity)]
+    return *wide, continued_defocus(defocus[0, 0], margin)[None, None]
 
 
 def shown_photo(pixels: torch.Tensor) -> torch.Tensor:
