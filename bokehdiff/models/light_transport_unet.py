@@ -85,7 +85,7 @@ class LightTransportUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMix
     _supports_gradient_checkpointing = False
     _no_split_modules = ["LightTransport"]
     _repeated_blocks = ["ConvolutionBlock"]
-    _keep_in_fp32_modules = ["light_transport"]
+    _keep_in_fp32_modules = ["light_transport", "refiner"]
 
     @register_to_config
     def __init__(

@@ -297,4 +297,4 @@ def test_the_embedded_checkpoint_passes_the_classical_renderer(shared_root: Path
     scatter, tiny = (results[name]["overall"] for name in ("scatter", "tiny"))
     assert tiny["psnr_nohl"] > scatter["psnr_nohl"] + 0.5
     assert tiny["psnr_edge_nohl"] > scatter["psnr_edge_nohl"] + 1
-    assert tiny["psnr_infocus"] > 44
+    assert tiny["psnr_infocus"] > 42

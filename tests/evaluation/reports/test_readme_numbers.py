@@ -93,10 +93,20 @@ def test_robustness_table() -> None:
         for levels in method["drops"].values():
             for figures in levels.values():
                 figures["psnr_nohl"] = figures.pop("psnr")
+    for name, start in (("tiny", 36.0), ("scatter", 35.0)):
+        results["methods"][name]["rows"] = [
+            {"corruption": corruption, "corruption_level": level, "psnr_nohl": start - level + more}
+            for corruption in ("erode", "dilate")
+            for level in (1, 2, 4, 8)
+            for more in (-1, 1)
+        ]
     lines = BLOCKS["robustness"].text(results).splitlines()
     assert len(lines) == 2 + 8
-    assert lines[2] == ("| eroded by 1 px | **0.10 (0.05 to 0.20)** | 0.20 (0.10 to 0.40) |")
+    assert lines[2] == (
+        "| eroded by 1 px | **0.10 (0.05 to 0.20)** | 0.20 (0.10 to 0.40) | **35.00** | 34.00 |"
+    )
     assert lines[9].startswith("| dilated by 8 px | **1.60 (0.80 to 3.20)** |")
+    assert lines[9].endswith("| **28.00** | 27.00 |")
 
 
 def test_ablation_table_says_the_whole_and_then_changes() -> None:
