@@ -84,6 +84,7 @@ def test_the_identity_is_first_and_once() -> None:
         assert [method.name for method in with_identity(methods)] == ["identity", "scatter"]
 
 
+@pytest.mark.slow
 def test_without_a_known_K_it_is_searched(without_K: Path) -> None:
     dataset = open_dataset("triples", without_K, ["b"])
     methods = [method_by_name("scatter"), method_by_name("gaussian")]

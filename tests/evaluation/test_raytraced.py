@@ -287,6 +287,7 @@ def test_a_method_that_returns_nonsense_is_named(benchmark: Path) -> None:
         evaluate(open_dataset("raytraced", benchmark), [broken, broken])
 
 
+@pytest.mark.slow
 def test_the_embedded_checkpoint_passes_the_classical_renderer(shared_root: Path) -> None:
     data = shared_root / "bench" / "raytraced" / "data"
     if not data.is_dir():

@@ -136,6 +136,7 @@ def numbers(tmp_path: Path) -> QuotedNumbers:
     )
 
 
+@pytest.mark.slow
 def test_what_differs_fails_and_can_be_written(
     numbers: QuotedNumbers, benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
