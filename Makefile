@@ -1,5 +1,5 @@
 # make demo    a real photograph, rendered at three focus planes
-# make test    the tests (make test PYTEST="--slow" for all of them)
+# make test    the tests, on up to four cores (make test PYTEST="--slow" for all of them)
 # make lint    style and types;  make format  puts the style right
 #
 # PYTHON  the interpreter a new environment is made from (3.10 or newer)
@@ -21,7 +21,7 @@ demo: install
 	$(RUN) examples/demo.py
 
 test: install
-	$(RUN) -m pytest $(PYTEST)
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST)
 
 lint: install
 	$(RUN) -m ruff check .
