@@ -66,6 +66,11 @@ UNET_LORA_TARGETS = (
 VAE_TRAINED_PARTS = ("encoder.conv_in", "encoder.mid_block", "encoder.conv_out")
 """Parts of the codec that are trained; all parameters in them, or adapters of layers in them."""
 
+BASE_MODEL_ADVICE = (
+    "Load them onto the base model they were trained on; for adapters that are not BokehDiff's "
+    "there is load_lora_weights."
+)
+
 _VAE_FILE_ENTRY = "vae_file"
 _LORA_NAME = re.compile(
     r"(?:base_model\.model\.)?(?:(?P<part>unet|vae)\.)?(?:base_model\.model\.)?(?P<layer>.+)\."
@@ -516,7 +521,12 @@ def check_adapter(
         ValueError: a tensor too many, too few, or of another shape than the layer needs.
     """
     config = _config_of_shapes(tensors) if values is None else lora_config(values)
-    check_tensors(tensors, adapter_shapes(model, config), type(model).__name__)
+    check_tensors(
+        tensors,
+        adapter_shapes(model, config),
+        f"{type(model).__name__} of the pipeline",
+        BASE_MODEL_ADVICE,
+    )
     return config
 
 
@@ -582,14 +592,24 @@ def check_codec(tensors: Mapping[str, Tensor], vae: nn.Module) -> None:
         ValueError: a tensor too many, too few, or of another shape.
     """
     wanted = {name: tuple(value.shape) for name, value in codec_parameters(vae).items()}
-    check_tensors(tensors, wanted, type(vae).__name__)
+    check_tensors(tensors, wanted, f"{type(vae).__name__} of the pipeline", BASE_MODEL_ADVICE)
 
 
 def check_tensors(
-    tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], model: str
+    tensors: Mapping[str, Tensor],
+    wanted: Mapping[str, tuple[int, ...]],
+    model: str,
+    advice: str = "Load them into the model that they were made for.",
 ) -> None:
     """Raises ``ValueError`` unless the tensors are those wanted, by name and shape, all of numbers
-    that can be trained."""
+    that can be trained.
+
+    Args:
+        tensors: by name.
+        wanted: shapes by name.
+        model: what they do not fit, in the words of the error.
+        advice: what to do, its last sentence.
+    """
     problems = []
     if missing := [name for name in wanted if name not in tensors]:
         problems.append(f"missing: {_some(missing)}")
@@ -608,9 +628,7 @@ def check_tensors(
         problems.append(f"not in floating point: {_some(integers)}")
     if problems:
         raise ValueError(
-            f"The weights do not fit the {model} of the pipeline. Tensors "
-            f"{'. Tensors '.join(problems)}. Load them onto the base model they were trained on; "
-            "for adapters that are not BokehDiff's there is load_lora_weights."
+            f"The weights do not fit the {model}. Tensors {'. Tensors '.join(problems)}. {advice}"
         )
 
 
