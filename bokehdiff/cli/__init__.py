@@ -11,6 +11,7 @@ from .depth import DEPTH_EXAMPLES, depth
 from .focus_pull import FOCUS_PULL_EXAMPLES, focus_pull
 from .info import info
 from .render import RENDER_EXAMPLES, render
+from .stack import STACK_EXAMPLES, stack
 
 app = typer.Typer(
     name="bokehdiff",
@@ -44,6 +45,7 @@ def _root(
 app.command(epilog=RENDER_EXAMPLES)(render)
 app.command(epilog=FOCUS_PULL_EXAMPLES)(focus_pull)
 app.command(epilog=DEPTH_EXAMPLES)(depth)
+app.command(epilog=STACK_EXAMPLES)(stack)
 app.command()(info)
 
 
