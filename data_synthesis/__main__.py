@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ PREVIEWED = 24
 OVERVIEW = """commands that write training samples in shards:
   procedural    random layered scenes, made from nothing
   layers        cut-outs over photographs, slanted in space, as in the BokehDiff paper
+
+command that writes bokeh stacks in files of their own:
+  stacks        one scene at several strengths of blur, with true depth in metres
 
 other commands:
   benchmark     scenes at several blur levels, for python -m evaluation raytraced
@@ -241,19 +245,22 @@ def _verify(command: str, arguments: Sequence[str]) -> int:
 
 
 def _run_module(command: str, arguments: Sequence[str]) -> int:
-    if command == "benchmark":
-        from data_synthesis import benchmark as module
-    else:
-        from data_synthesis import foregrounds as module
+    module: Any = importlib.import_module(MODULES[command])
     parser = argparse.ArgumentParser(prog=f"{PROGRAM} {command}")
     module.add_arguments(parser)
     return module.run(parser.parse_args(arguments)) or 0
 
 
 KINDS = ("procedural", "layers")
+MODULES = {
+    "stacks": "data_synthesis.stack_files",
+    "benchmark": "data_synthesis.benchmark",
+    "foregrounds": "data_synthesis.foregrounds",
+}
+"""Of the commands that have a module with ``add_arguments`` and ``run``."""
 COMMANDS: dict[str, Callable[[str, Sequence[str]], int]] = {
     **dict.fromkeys(KINDS, _write),
-    **dict.fromkeys(("benchmark", "foregrounds"), _run_module),
+    **dict.fromkeys(MODULES, _run_module),
     "preview": _preview,
     "verify": _verify,
 }
