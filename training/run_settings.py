@@ -57,8 +57,13 @@ def add_engine_settings(parser: argparse.ArgumentParser) -> None:
     add("max_gradient_norm", type=float, default=1.0, help="clip each network's; 0 does not")
     add("ema_decay", type=float, default=0.0, help="save averaged weights; 0 saves the last")
     add("gradient_checkpointing", action=flag, default=False, help="less memory, more time")
-    add("mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="of the UNet")
-    add("compile", action=flag, default=False, help="torch.compile the UNet")
+    add(
+        "mixed_precision",
+        choices=("no", "fp16", "bf16"),
+        default="no",
+        help="of the trained network",
+    )
+    add("compile", action=flag, default=False, help="torch.compile the trained network")
     add("seed", type=int, default=0, help="of initial weights, sample order, augmentation")
     add("threads", type=int, help="CPU threads of the main process")
     add("data_workers", type=int, default=0, help="processes that prepare samples")

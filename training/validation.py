@@ -110,7 +110,7 @@ def validate(
         everywhere = torch.ones_like(blurred)
         for picture, suffix in ((renders[-1], ""), (image, "_identity")):
             found = {
-                f"psnr{name}": _psnr(picture, target, region)
+                f"psnr{name}": psnr(picture, target, region)
                 for name, region in (
                     ("", everywhere),
                     ("_blurred", blurred),
@@ -125,7 +125,7 @@ def validate(
             for name, value in found.items():
                 scores.setdefault(name + suffix, []).append(value)
         if blurred.any():
-            contrasts = [_contrast(render, blurred) for render in renders]
+            contrasts = [neighbour_contrast(render, blurred) for render in renders]
             falls = all(
                 sharper > softer for sharper, softer in zip(contrasts, contrasts[1:], strict=False)
             )
@@ -138,13 +138,13 @@ def validate(
             largest = float(radius.max())
             rows.append(
                 {
-                    "photograph": _picture(image),
-                    f"disparity, focus at {float(df):.2f}": _picture(disparity),
-                    f"blur radius, white is {largest:.1f} px": _picture(
+                    "photograph": as_picture(image),
+                    f"disparity, focus at {float(df):.2f}": as_picture(disparity),
+                    f"blur radius, white is {largest:.1f} px": as_picture(
                         radius / max(largest, 1e-6)
                     ),
-                    f"rendered, {scores['psnr'][-1]:.1f} dB": _picture(renders[-1]),
-                    "ground truth": _picture(target),
+                    f"rendered, {scores['psnr'][-1]:.1f} dB": as_picture(renders[-1]),
+                    "ground truth": as_picture(target),
                 }
             )
     means = {name: sum(values) / len(values) for name, values in scores.items()}
@@ -211,7 +211,7 @@ def picture_grid(rows: Sequence[dict[str, PIL.Image.Image]]) -> PIL.Image.Image:
     return grid
 
 
-def _picture(values: Tensor) -> PIL.Image.Image:
+def as_picture(values: Tensor) -> PIL.Image.Image:
     """Values (1, 1 or 3, H, W) in [0, 1] as a picture of at most 512 pixels a side."""
     levels = values[0].clamp(0, 1).nan_to_num(0).mul(255).round().byte()
     pixels = levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy()
@@ -220,7 +220,7 @@ def _picture(values: Tensor) -> PIL.Image.Image:
     return picture
 
 
-def _psnr(picture: Tensor, target: Tensor, region: Tensor) -> float:
+def psnr(picture: Tensor, target: Tensor, region: Tensor) -> float:
     """PSNR in dB of (1, 3, H, W) pictures in [0, 1], over a region (1, 1, H, W)."""
     squares = (picture - target).square().mean(1, keepdim=True)[region]
     return float(-10 * squares.mean().clamp_min(1e-12).log10())
@@ -238,7 +238,7 @@ def _ssim(picture: Tensor, target: Tensor) -> float:
     return float(piq.ssim(picture, target, kernel_size=SSIM_WINDOW, downsample=False))
 
 
-def _contrast(picture: Tensor, region: Tensor) -> float:
+def neighbour_contrast(picture: Tensor, region: Tensor) -> float:
     """Mean squared difference of neighbours in (1, 3, H, W), inside a region (1, 1, H, W)."""
     across = (picture[..., :, 1:] - picture[..., :, :-1]).square().mean(1, keepdim=True)
     down = (picture[..., 1:, :] - picture[..., :-1, :]).square().mean(1, keepdim=True)
