@@ -17,6 +17,7 @@ from .options import LensOptions, parse_focus
 from .renderers import CLASSICAL_METHODS, Method, load_renderer, usable_device
 from .results import check_targets
 from .speech import Mistake, plain_speech
+from .summaries import arguments_of, versions
 
 if TYPE_CHECKING:
     import torch
@@ -266,7 +267,11 @@ def stack(
             df = _focus_disparity(photo, image, found, focus_distance, focus)
             K = choose(1 / df if df > 0 else math.inf)
             pictures, details = _rendered(image, found, df, K, method, device)
-        details |= {"arguments": _arguments(context), "device": device, "versions": _versions()}
+        details |= {
+            "arguments": arguments_of(context, output, ("model", "weights", "depth_model")),
+            "device": device,
+            "versions": versions(),
+        }
         write_stack_folder(output, image, pictures, K, df=df, details=details, overwrite=force)
         plane = "" if df is None else f", df {df:.4g} 1/m"
         typer.echo(f"{output} ({len(K)} pictures, K {', '.join(f'{k:.4g}' for k in K)}{plane})")
@@ -414,29 +419,3 @@ def _painted(
     network = {"k": painted.network_K, "size": [width, height], "prompts": painted.prompts}
     details = {"method": "model", "dtype": precision.value, "network": network}
     return painted.images.cpu(), details
-
-
-def _arguments(context: typer.Context) -> dict[str, Any]:
-    """Every argument of the call as JSON can say it."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, enum.Enum):
-            return value.value
-        endless = isinstance(value, float) and not math.isfinite(value)
-        return str(value) if endless or isinstance(value, Path) else value
-
-    return {name: plain(value) for name, value in sorted(context.params.items())}
-
-
-def _versions() -> dict[str, str]:
-    import platform
-    from importlib.metadata import version
-
-    from .. import __version__
-
-    packages = ("torch", "diffusers", "transformers", "numpy", "pillow")
-    return {
-        "bokehdiff": __version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
