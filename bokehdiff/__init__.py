@@ -28,7 +28,14 @@ if TYPE_CHECKING:
         write_image,
         write_linear_image,
     )
-    from .models import AutoencoderSpaceToDepth, LightTransportUNet
+    from .models import (
+        AutoencoderSpaceToDepth,
+        BokehAdapter,
+        DepthAnythingDSFAForDepthEstimation,
+        DSFABlock,
+        DSFAEncoder,
+        LightTransportUNet,
+    )
     from .optics import (
         circle_of_confusion,
         collapse_focus_range,
@@ -41,7 +48,15 @@ if TYPE_CHECKING:
     )
     from .overlay import coc_overlay
     from .photographs import Photograph, read_photograph, write_photograph
-    from .pipelines import BokehDiffPipeline, BokehDiffPipelineOutput
+    from .pipelines import (
+        BokehDiffPipeline,
+        BokehDiffPipelineOutput,
+        BokehStackOutput,
+        BokehStackPipeline,
+        DepthFromBokehOutput,
+        DepthFromBokehPipeline,
+        depth_from_sweep,
+    )
     from .rendering import Aperture, HighlightBoost, render_bokeh
 
 __all__ = [
@@ -53,6 +68,12 @@ __all__ = [
     "render_bokeh",
     "Aperture",
     "HighlightBoost",
+    # Make a stack of one photograph at several strengths, and find depth in a stack.
+    "BokehStackPipeline",
+    "BokehStackOutput",
+    "DepthFromBokehPipeline",
+    "DepthFromBokehOutput",
+    "depth_from_sweep",
     # Read, estimate the disparity, choose the focus, write.
     "read_photograph",
     "Photograph",
@@ -87,11 +108,24 @@ __all__ = [
     "PisaConfig",
     "LightTransportUNet",
     "AutoencoderSpaceToDepth",
+    # The networks of stacks and of depth from them, to build with.
+    "BokehAdapter",
+    "DepthAnythingDSFAForDepthEstimation",
+    "DSFABlock",
+    "DSFAEncoder",
     "__version__",
 ]
 
 _HOMES = {
-    "pipelines": ("BokehDiffPipeline", "BokehDiffPipelineOutput"),
+    "pipelines": (
+        "BokehDiffPipeline",
+        "BokehDiffPipelineOutput",
+        "BokehStackPipeline",
+        "BokehStackOutput",
+        "DepthFromBokehPipeline",
+        "DepthFromBokehOutput",
+        "depth_from_sweep",
+    ),
     "rendering": ("render_bokeh", "Aperture", "HighlightBoost"),
     "photographs": ("Photograph", "read_photograph", "write_photograph"),
     "depth": ("DepthEstimator",),
@@ -118,7 +152,14 @@ _HOMES = {
         "collapse_focus_range",
     ),
     "attention": ("pisa_attention", "PisaGeometry", "PisaConfig"),
-    "models": ("LightTransportUNet", "AutoencoderSpaceToDepth"),
+    "models": (
+        "LightTransportUNet",
+        "AutoencoderSpaceToDepth",
+        "BokehAdapter",
+        "DepthAnythingDSFAForDepthEstimation",
+        "DSFABlock",
+        "DSFAEncoder",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -17,7 +17,9 @@ EXAMPLES = """examples:
   python -m evaluation raytraced DATA --method tiny --out tiny.json
   python -m evaluation robustness raytraced DATA --method tiny --method scatter --out drops.json
   python -m evaluation report results.json drops.json
+  python -m evaluation sweep raytraced DATA --pictures FOLDER
   python -m evaluation speed render --megapixels 1
+  python -m evaluation cost dsfa
 
 PROTOCOL --help says more about each.
 """
@@ -47,7 +49,10 @@ PROTOCOLS = {
     ),
     "metrics": Protocol("evaluation.metric_list", "what the metrics are and what each fixes", ()),
     "verify": Protocol("evaluation.datasets.verify", "whether a data set is whole", ()),
+    "sweep": Protocol("evaluation.sweep", "inverse depth regressed from real bokeh stacks"),
+    "dsfa": Protocol("evaluation.dsfa_helps", "what a bokeh stack is worth to a depth network"),
     "speed": Protocol("evaluation.speed_commands", "seconds and memory", ()),
+    "cost": Protocol("evaluation.cost_commands", "parameters and arithmetic of networks", ()),
 }
 
 

@@ -1,9 +1,22 @@
 """Networks and codecs that a pipeline is made of, and the judge one is trained against; each can be
 saved and loaded on its own."""
 
+from .bokeh_adapter import BokehAdapter
+from .depth_anything_dsfa import DepthAnythingDSFAConfig, DepthAnythingDSFAForDepthEstimation
 from .discriminator import BokehDiscriminator
+from .dsfa import DSFABlock, DSFAEncoder
 from .light_transport_unet import LightTransportUNet
 from .space_to_depth import AutoencoderSpaceToDepth
 from .stored_prompt import StoredPrompt
 
-__all__ = ["AutoencoderSpaceToDepth", "BokehDiscriminator", "LightTransportUNet", "StoredPrompt"]
+__all__ = [
+    "AutoencoderSpaceToDepth",
+    "BokehAdapter",
+    "BokehDiscriminator",
+    "DSFABlock",
+    "DSFAEncoder",
+    "DepthAnythingDSFAConfig",
+    "DepthAnythingDSFAForDepthEstimation",
+    "LightTransportUNet",
+    "StoredPrompt",
+]
