@@ -24,11 +24,12 @@ from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .checkpoints import check_tensors, is_no_hub_id
 from .models.bokeh_adapter import BokehAdapter, flux_sizes
+from .tensor_files import read_pickled_tensors, read_safetensors
 from .whole_files import file_to_write, whole_or_not_at_all
 
 __all__ = ["read_bokeh_adapter", "write_bokeh_adapter"]
@@ -133,30 +134,9 @@ def _read_ours(folder: Path) -> BokehAdapter:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """What a file holds, if that is names and tensors and nothing else."""
-    try:
-        if path.suffix == ".safetensors":
-            # Copies: equal weights at other addresses may round differently in a product.
-            return {name: value.clone() for name, value in load_file(path).items()}
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Damage shows in many ways: a broken archive, a broken pickle, or one with code in it.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{str(path)!r} cannot be read as names and tensors alone ({reason}). Copy or download "
-            "it again; a file that wants to run code when it is read is not opened."
-        ) from None
-    if not isinstance(stored, dict) or not all(
-        isinstance(name, str)
-        and isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and not value.is_meta
-        for name, value in stored.items()
-    ):
-        raise ValueError(
-            f"{str(path)!r} holds something other than a plain dictionary from names to tensors. "
-            "Save the adapter's state_dict() alone."
-        )
-    return {name: value.detach() for name, value in stored.items()}
+    return (
+        read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickled_tensors(path)
+    )
 
 
 def _in_our_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -34,11 +34,11 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .attention import DEFAULT_PISA_LAYERS, PisaConfig
+from .tensor_files import first_line, read_pickled_tensors, read_safetensors
 from .whole_files import whole_or_not_at_all
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -254,7 +254,7 @@ def read_bokeh_weights(folder: str | os.PathLike[str]) -> BokehWeights:
             f"{str(folder)!r} holds no trained weights: it has no {LORA_FILE} "
             f"({'it has ' + _some(inside) if inside else 'it is empty or no folder'})."
         )
-    tensors, header = _read_safetensors(path)
+    tensors, header = read_safetensors(path)
     placed: dict[str, dict[str, Tensor]] = {"unet": {}, "vae": {}}
     strangers, doubles = [], []
     for given_name, value in tensors.items():
@@ -344,41 +344,7 @@ def _read_vae(folder: Path, vae_file: str | None) -> dict[str, Tensor]:
             f"{str(folder)!r} lacks {vae_file}, the trained parameters of the codec, which go with "
             f"its {LORA_FILE}. Copy or download both."
         )
-    if vae_file == VAE_FILE:
-        return _read_safetensors(path)[0]
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Damage shows in many ways: a broken archive, a broken pickle, or one with code in it.
-        raise ValueError(
-            f"{str(path)!r} cannot be read as a dictionary of tensors ({_first_line(error)}). Copy "
-            "or download it again."
-        ) from None
-    if not isinstance(stored, dict) or not all(
-        isinstance(name, str)
-        and isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and not value.is_meta
-        for name, value in stored.items()
-    ):
-        raise ValueError(
-            f"{str(path)!r} holds something other than a plain dictionary from names to tensors."
-        )
-    return {name: value.detach() for name, value in stored.items()}
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            # Copies: tensors mapped from the file lie at any address, and where they do matrix
-            # products round differently, so that equal weights would render unequal last bits.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-            return tensors, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{str(path)!r} is damaged or no safetensors file ({_first_line(error)}). Copy or "
-            "download it again."
-        ) from None
+    return read_safetensors(path)[0] if vae_file == VAE_FILE else read_pickled_tensors(path)
 
 
 def _from_json(text: str, entry: str, path: Path) -> dict[str, Any]:
@@ -428,7 +394,7 @@ def download_bokeh_weights(
             allow_patterns=[inside + name for name in (LORA_FILE, VAE_FILE, OFFICIAL_VAE_FILE)],
         )
     except (OSError, ValueError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         if isinstance(error, GatedRepoError):
             reason = "its authors grant access on request; give token= when they have"
         elif isinstance(error, RepositoryNotFoundError):
@@ -637,7 +603,3 @@ def _some(names: Iterable[str], separator: str = ", ") -> str:
     names = list(names)
     shown = separator.join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -28,6 +28,7 @@ from .models.depth_anything_dsfa import (
     DepthAnythingDSFAForDepthEstimation,
 )
 from .models.unidepth_dsfa import PUBLISHED_OPTIONS, DSFAPixelEncoder, dsfa_around
+from .tensor_files import is_plain_tensor, read_pickle
 from .whole_files import file_to_write, whole_or_not_at_all
 
 __all__ = [
@@ -273,16 +274,8 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"There is no file {str(path)!r}. Give a checkpoint that torch.save wrote."
         )
-    try:
-        with _paths_allowed():
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Damage shows in many ways: a broken archive, a broken pickle, or one with code in it.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{str(path)!r} cannot be read as tensors ({reason}). It is damaged, or a pickle that "
-            "would run code; download it again from its authors."
-        ) from error
+    with _paths_allowed():
+        stored = read_pickle(path)
     if not isinstance(stored, dict):
         raise ValueError(f"{str(path)!r} holds a {type(stored).__name__}; wanted a dictionary.")
     return stored
@@ -296,12 +289,7 @@ def _tensors_of(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
             break
     tensors: dict[str, Tensor] = {}
     for name, value in stored.items():
-        if (
-            not isinstance(name, str)
-            or not isinstance(value, Tensor)
-            or value.layout is not torch.strided
-            or value.is_meta
-        ):
+        if not isinstance(name, str) or not is_plain_tensor(value):
             raise ValueError(
                 f"{str(path)!r} holds {name!r}, a {type(value).__name__}, among the tensors of the "
                 "network; wanted dense tensors alone, under 'model', under 'state_dict' or by "

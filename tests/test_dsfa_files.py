@@ -186,7 +186,7 @@ def test_pickle_with_code_is_refused_and_not_run(
         lambda: read_depth_anything(path),
         lambda: load_unidepth_dsfa(tiny_unidepth(), path),
     ):
-        with pytest.raises(ValueError, match="would run code"):
+        with pytest.raises(ValueError, match="wants to run code"):
             read()
         assert not target.exists()
     # The file is one that does harm where care is not taken.
@@ -199,7 +199,7 @@ def test_pickle_with_code_is_refused_and_not_run(
     [
         ([torch.zeros(1)], "holds a list"),
         ({"model": {"a": 3.0}}, "holds 'a', a float"),
-        ({"args": argparse.Namespace(a=1), "model": {}}, "would run code"),
+        ({"args": argparse.Namespace(a=1), "model": {}}, "wants to run code"),
         ({"model": {"pretrained.cls_token": torch.zeros(1, 1, 384)}}, "holds no DSFA blocks"),
         ({"encoder_fusion.layers.2.block.gamma": torch.zeros(3)}, "no pretrained.cls_token"),
     ],
