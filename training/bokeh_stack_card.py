@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bokehdiff.checkpoints import is_no_hub_id
-from training.bokeh_stack_data import PAIRS, PHOTOGRAPHS, SCENES
+from training.bokeh_stack_data import (
+    PAIRS,
+    PHOTOGRAPHS,
+    SCENES,
+)
 from training.bokeh_stack_validation import FRAMES, K_EDGES, NOISE_SHARES
 from training.model_card import CardText
 from training.validation import BLURRED_RADIUS

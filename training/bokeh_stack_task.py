@@ -26,12 +26,14 @@ from bokehdiff.models.bokeh_adapter import (
 from bokehdiff.pipelines.bokeh_stack import BokehStackPipeline
 from training.bokeh_stack_card import bokeh_stack_card_text
 from training.bokeh_stack_data import (
-    FOCUS,
     PAIRS,
     PHOTOGRAPHS,
     SCENES,
     SOURCES,
     BokehStackSamples,
+)
+from training.bokeh_stack_sources import (
+    FOCUS,
     PhotographPairs,
     RenderedPhotographs,
     SceneStacks,
@@ -100,7 +102,7 @@ def add_bokeh_stack_settings(parser: argparse.ArgumentParser) -> None:
     add("guidance", type=float, default=1.0, help="what the guidance embedding is told")
     add("noise_offset", type=float, default=0.05, help="noise that is the same all over a channel")
 
-    add = setting_adder(parser.add_argument_group("data: see training/bokeh_stack_data.py"))
+    add = setting_adder(parser.add_argument_group("data: see training/bokeh_stack_sources.py"))
     add(
         "data_weights",
         type=mapping,

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bokehdiff.models.bokeh_adapter import LARGEST_STRENGTH
 from bokehdiff.optics import circle_of_confusion
-from training.bokeh_stack_data import ATTEMPTS, SceneStacks, instruction, within
+from training.bokeh_stack_data import ATTEMPTS, instruction
+from training.bokeh_stack_sources import SceneStacks, within
 from training.samples import seeded_generator
 from training.validation import (
     BLURRED_RADIUS,
@@ -44,7 +45,7 @@ def held_out_scenes(
     """Return the first `count` scenes of this seed whose K are all within the range.
 
     Args:
-        seed, size, strengths, options: as of :class:`~training.bokeh_stack_data.SceneStacks`.
+        seed, size, strengths, options: as of :class:`~training.bokeh_stack_sources.SceneStacks`.
         count: how many.
 
     Raises:

@@ -63,9 +63,9 @@ class AugmentedCrops(Dataset[dict[str, Tensor]]):
             raise ValueError(
                 f"Crops of {size} pixels do not fit scenes of {height} x {width} pixels."
             )
-        top = _draw(height - size + 1, generator)
-        left = _draw(width - size + 1, generator)
-        mirrored, quarter_turns = _draw(2, generator), _draw(4, generator)
+        top = draw(height - size + 1, generator)
+        left = draw(width - size + 1, generator)
+        mirrored, quarter_turns = draw(2, generator), draw(4, generator)
         for key in IMAGE_KEYS:
             crop = sample[key][..., top : top + size, left : left + size]
             crop = crop.flip(-1) if mirrored else crop
@@ -175,7 +175,7 @@ def with_mistakes(sample: dict[str, Tensor], rng: numpy.random.Generator) -> dic
     return {"disparity": disparity[None], "df": torch.tensor(df)}
 
 
-def _draw(limit: int, generator: torch.Generator) -> int:
+def draw(limit: int, generator: torch.Generator) -> int:
     """A uniform integer in [0, limit)."""
     return int(torch.randint(limit, (), generator=generator))
 

@@ -6,8 +6,8 @@
 
 trains a :class:`bokehdiff.models.bokeh_adapter.BokehAdapter` beside the frozen transformer, with
 the rectified-flow loss of FLUX. K is metric in all data, pixels of blur radius of the training
-picture per 1/metre; :mod:`training.bokeh_stack_data` describes the sources and their files. Every
-setting of the configuration is a flag too, and the flag wins.
+picture per 1/metre; :mod:`training.bokeh_stack_sources` describes the sources and their files.
+Every setting of the configuration is a flag too, and the flag wins.
 
 The run can stop at any time and go on with ``--resume latest``; samples, noise and timesteps are
 functions of the seed and the sample's number, so a run in pieces ends with the weights of an

@@ -22,15 +22,17 @@ from data_synthesis.stack_files import write_stacks
 from data_synthesis.stack_scenes import StackScenes
 from training.bokeh_stack_data import (
     INSTRUCTIONS,
-    LARGEST_RADIUS_SHARE,
-    SCENE_CAPTION,
     SCENES,
     BokehStackSamples,
+    instruction,
+)
+from training.bokeh_stack_sources import (
+    LARGEST_RADIUS_SHARE,
+    SCENE_CAPTION,
     PhotographPairs,
     RenderedPhotographs,
     SceneStacks,
     StoredSceneStacks,
-    instruction,
     metric_disparity,
     read_manifest,
     resized,
