@@ -31,13 +31,7 @@ from training.bokehdiff_task import (
     check_bokehdiff_settings,
 )
 from training.engine import run, run_script
-from training.run_settings import (
-    add_engine_settings,
-    add_output_settings,
-    check_engine_settings,
-    command_line,
-)
-from training.settings import parse_settings
+from training.run_settings import parse_run
 
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,21 +41,14 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         ValueError: the settings file is unreadable or holds unknown settings, or settings
             contradict each other.
     """
-    parser = argparse.ArgumentParser(
+    return parse_run(
+        input_args,
+        script="training/finetune.py",
         description="Train BokehDiff, from nothing or from a pretrained pipeline.",
-        epilog="example: accelerate launch training/finetune.py "
-        "--config training/configs/tiny.yaml",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        config="--config training/configs/tiny.yaml",
+        add_task_settings=add_bokehdiff_settings,
+        check_task_settings=check_bokehdiff_settings,
     )
-    add_output_settings(parser)
-    add_bokehdiff_settings(parser)
-    add_engine_settings(parser)
-    args = parse_settings(parser, input_args)
-    check_engine_settings(args)
-    check_bokehdiff_settings(args)
-    args.command = command_line("training/finetune.py", input_args)
-    return args
 
 
 def main(args: argparse.Namespace) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 
 from training.optimization import OPTIMIZERS
-from training.settings import check_at_least, mapping, names, setting_adder
+from training.settings import check_at_least, mapping, names, parse_settings, setting_adder
 
 TRACKERS = ("tensorboard", "wandb")
 ABOUT_THIS_CALL = (
@@ -21,6 +21,44 @@ ABOUT_THIS_CALL = (
     "hub_token",
 )
 """Settings that say nothing about the run itself, or that must not be written down."""
+
+
+def parse_run(
+    input_args: Sequence[str] | None,
+    *,
+    script: str,
+    description: str,
+    config: str,
+    add_task_settings: Callable[[argparse.ArgumentParser], None],
+    check_task_settings: Callable[[argparse.Namespace], None],
+) -> argparse.Namespace:
+    """Return the settings in `input_args` (default: the command line) over those of ``--config``.
+
+    Args:
+        input_args: what was typed after the name of the script.
+        script: its path in the repository.
+        description: what it does, for ``--help``.
+        config: arguments of the example that ``--help`` shows.
+        add_task_settings, check_task_settings: the settings of what is trained.
+
+    Raises:
+        ValueError: the settings file is unreadable or holds unknown settings, or settings
+            contradict each other.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"example: accelerate launch {script} {config}",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_output_settings(parser)
+    add_task_settings(parser)
+    add_engine_settings(parser)
+    args = parse_settings(parser, input_args)
+    check_engine_settings(args)
+    check_task_settings(args)
+    args.command = command_line(script, input_args)
+    return args
 
 
 def add_output_settings(parser: argparse.ArgumentParser) -> None:

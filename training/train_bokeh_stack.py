@@ -31,13 +31,7 @@ from training.bokeh_stack_task import (
     check_bokeh_stack_settings,
 )
 from training.engine import run, run_script
-from training.run_settings import (
-    add_engine_settings,
-    add_output_settings,
-    check_engine_settings,
-    command_line,
-)
-from training.settings import parse_settings
+from training.run_settings import parse_run
 
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,21 +41,14 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         ValueError: the settings file is unreadable or holds unknown settings, or settings
             contradict each other.
     """
-    parser = argparse.ArgumentParser(
+    return parse_run(
+        input_args,
+        script="training/train_bokeh_stack.py",
         description="Train the adapter that makes FLUX.1-Kontext follow a blur strength.",
-        epilog="example: accelerate launch training/train_bokeh_stack.py "
-        "--config training/configs/bokeh_stack_paper.yaml --pretrained FLUX_KONTEXT_FOLDER",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        config="--config training/configs/bokeh_stack_paper.yaml --pretrained FLUX_KONTEXT_FOLDER",
+        add_task_settings=add_bokeh_stack_settings,
+        check_task_settings=check_bokeh_stack_settings,
     )
-    add_output_settings(parser)
-    add_bokeh_stack_settings(parser)
-    add_engine_settings(parser)
-    args = parse_settings(parser, input_args)
-    check_engine_settings(args)
-    check_bokeh_stack_settings(args)
-    args.command = command_line("training/train_bokeh_stack.py", input_args)
-    return args
 
 
 def main(args: argparse.Namespace) -> None:
