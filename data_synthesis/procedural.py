@@ -148,7 +148,7 @@ class ProceduralScenes(EndlessScenes):
         aperture = self._aperture(index)
         in_scene = dataclasses.replace(aperture, fringe=aperture.fringe / scale)
         for focus, _ in channels_by_focus(in_scene, df):
-            K = min(K, _largest_strength(scene, focus, margin_pixels))
+            K = min(K, largest_strength(scene, focus, margin_pixels))
 
         linear, blended = pinhole_view(scene.layers, scene.planes, scene.margin, scene.size)
         add_lights(linear, scene.layers, scene.planes, df, 0.0, scene.margin, scene.lights)
@@ -190,7 +190,7 @@ def _choose_focus(rng: np.random.Generator, disparity: np.ndarray) -> float:
     return float(candidates[int(rng.integers(len(candidates)))])
 
 
-def _largest_strength(scene: LayeredScene, df: float, margin_pixels: int) -> float:
+def largest_strength(scene: LayeredScene, df: float, margin_pixels: int) -> float:
     """Largest K for which no ray leaves the canvas and no plane is met too steeply."""
     first, last = scene.margin, scene.margin + 2 * scene.size
     corners = np.array([[1, x, y] for x in (first, last) for y in (first, last)], float)

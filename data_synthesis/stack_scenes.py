@@ -12,7 +12,7 @@ import torch
 
 from bokehdiff.images import linear_to_srgb
 from data_synthesis.lens import hard_disparity, pinhole_view, trace_pixels
-from data_synthesis.procedural import HIDDEN_BLUR_ALLOWANCE, _largest_strength
+from data_synthesis.procedural import HIDDEN_BLUR_ALLOWANCE, largest_strength
 from data_synthesis.scenes import LayeredScene, compose_scene
 
 __all__ = ["StackScenes"]
@@ -147,7 +147,7 @@ class StackScenes:
         scene = compose_scene(rng, self.size, reach, light_chance=0.0)
         _remove_texture(rng, scene, self.textureless_share)
         scene = self._in_metres(rng, scene)
-        K = ratios * min(1.0, _largest_strength(scene, df, reach) / ratios[-1])
+        K = ratios * min(1.0, largest_strength(scene, df, reach) / ratios[-1])
 
         where = (scene.layers, scene.planes)
         disparity, _ = hard_disparity(*where, scene.margin, scene.size)
