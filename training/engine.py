@@ -341,7 +341,9 @@ class Training:
     def learning_rate(self, step: int) -> float:
         """The learning rate in step `step`, counted from 0, of parameters without a factor."""
         args = self.args
-        factor = learning_rate_factor(step, args.warmup_steps, args.max_train_steps)
+        factor = learning_rate_factor(
+            step, args.warmup_steps, args.max_train_steps, args.learning_rate_schedule
+        )
         return args.learning_rate * factor
 
     def finite_means(self, record: StepRecord) -> dict[str, float]:

@@ -128,7 +128,7 @@ def _run_rows(report: RunReport) -> list[tuple[str, str]]:
     args = report.args
     optimizer = {"adamw": "AdamW", "adamw_8bit": "AdamW with moments in 8 bits"}[args.optimizer]
     optimizer += f", learning rate {args.learning_rate:g}, {args.warmup_steps} steps of warm-up"
-    optimizer += f", cosine to step {args.max_train_steps}"
+    optimizer += f", {args.learning_rate_schedule} to step {args.max_train_steps}"
     if args.ema_decay:
         optimizer += f", weights averaged by {args.ema_decay:g}"
     samples = args.batch_size * args.gradient_accumulation_steps * report.processes

@@ -11,15 +11,21 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 OPTIMIZERS = ("adamw", "adamw_8bit")
+SCHEDULES = ("cosine", "constant")
 
 
-def learning_rate_factor(step: int, warmup_steps: int, max_train_steps: int) -> float:
+def learning_rate_factor(
+    step: int, warmup_steps: int, max_train_steps: int, schedule: str = "cosine"
+) -> float:
     """Return the share of the highest learning rate in step `step`, counted from 0.
 
-    It rises linearly over the warm-up and falls by half a cosine to zero at the last step.
+    It rises linearly over the warm-up; then it falls by half a cosine to zero at the last step, or
+    stays if the schedule of `SCHEDULES` is ``constant``.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
+    if schedule == "constant":
+        return 1.0
     progress = (step - warmup_steps) / max(max_train_steps - warmup_steps, 1)
     return 0.5 + 0.5 * math.cos(math.pi * progress)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 
-from training.optimization import OPTIMIZERS
+from training.optimization import OPTIMIZERS, SCHEDULES
 from training.settings import check_at_least, mapping, names, parse_settings, setting_adder
 
 TRACKERS = ("tensorboard", "wandb")
@@ -86,6 +86,12 @@ def add_engine_settings(parser: argparse.ArgumentParser) -> None:
     add("gradient_accumulation_steps", type=int, default=1, help="forward passes per step")
     add("learning_rate", type=float, default=1e-4, help="the highest")
     add("lr_scale", type=mapping, default={}, help="factors by name fragment: '{to_q: 0.1}'")
+    add(
+        "learning_rate_schedule",
+        choices=SCHEDULES,
+        default="cosine",
+        help="whether it falls by half a cosine to zero, or stays",
+    )
     add("warmup_steps", type=int, default=500, help="steps of linear rise")
     add("optimizer", choices=OPTIMIZERS, default="adamw", help="with moments in 32 or 8 bits")
     add("adam_beta1", type=float, default=0.9, help="memory of the gradient")

@@ -412,6 +412,8 @@ def test_learning_rate_rises_and_falls() -> None:
     assert factors[9] == pytest.approx(0.5)
     assert factors[4:] == sorted(factors[4:], reverse=True)
     assert factors[14] == pytest.approx(0)
+    constant = [learning_rate_factor(step, 4, 14, "constant") for step in range(15)]
+    assert constant[:4] == factors[:4] and set(constant[4:]) == {1.0}
 
 
 def test_parameter_groups_follow_the_first_fragment() -> None:
