@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +198,15 @@ def raytraced(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         output_type="np",
     )
     return out.depth[0], out.confidence[0], np.load(folder / "disp.npz")["disp"]
+
+
+@pytest.mark.slow
+def test_the_example_finds_the_motorcycle_again(tmp_path: Path) -> None:
+    example = Path(__file__).resolve().parents[2] / "examples" / "depth_from_bokeh.py"
+    command = [sys.executable, str(example), "--output", str(tmp_path / "pictures")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    trusted, error, _ = (float(text) for text in re.findall(r"([\d.]+)%", ended.stdout))
+    assert trusted > 75 and error < 2
+    names = {file.name for file in (tmp_path / "pictures").iterdir()}
+    assert names == {"sharp.png", "K_20.png", "K_40.png", "measured.png", "found.png"}
