@@ -44,6 +44,7 @@ from .depth_cache import DepthCache, cache_folder_of_user, digest
 from .edge_aware_upsampling import upsample_to_photo
 from .images import LARGEST_METRIC_DISPARITY, ImageInput, as_image_batch
 from .optics import depth_to_disparity
+from .tensor_files import check_whole
 from .whole_files import PathLike
 
 __all__ = ["DEFAULT_DEPTH_MODEL", "DepthEstimate", "DepthEstimator"]
@@ -166,13 +167,7 @@ class DepthEstimator:
                 f"({DepthAnythingConfig.model_type!r}), for instance {DEFAULT_DEPTH_MODEL}, "
                 f"{WAY_OUT}"
             )
-        for state in ("missing", "unexpected", "mismatched"):
-            if tensors := sorted(map(str, loading[f"{state}_keys"])):
-                raise ValueError(
-                    f"The weights of {name} do not fit its config.json: {len(tensors)} tensors are "
-                    f"{state}, among them {tensors[0]}; wanted a whole model. Fetch it again, "
-                    f"{WAY_OUT}"
-                )
+        check_whole(loading, name, f"Fetch it again, {WAY_OUT}")
         cache = None
         if cache_folder == "auto":
             cache = DepthCache(cache_folder_of_user() / "depth")

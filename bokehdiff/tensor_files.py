@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 __all__ = [
+    "check_whole",
     "first_line",
     "is_plain_tensor",
     "read_pickle",
@@ -68,6 +70,22 @@ def read_pickled_tensors(path: Path) -> dict[str, Tensor]:
             "save the state_dict() alone."
         )
     return {name: value.detach() for name, value in stored.items()}
+
+
+def check_whole(loading: Mapping[str, Any], name: str, advice: str) -> None:
+    """Raises ``ValueError`` unless every tensor of a model was there, and no other.
+
+    Args:
+        loading: what ``from_pretrained(..., output_loading_info=True)`` says.
+        name: folder of the model, or its name on the Hub.
+        advice: what to do, the end of the sentence.
+    """
+    for state in ("missing", "unexpected", "mismatched"):
+        if tensors := sorted(map(str, loading[f"{state}_keys"])):
+            raise ValueError(
+                f"The weights of {name} do not fit its config.json: {len(tensors)} tensors are "
+                f"{state}, among them {tensors[0]}; wanted a whole model. {advice}"
+            )
 
 
 def is_plain_tensor(value: Any) -> bool:

@@ -25,6 +25,7 @@ from diffusers.models.transformers.transformer_flux import (
 from torch import Tensor, nn
 
 from ..attention.processor import uncompiled
+from ..tensor_files import check_whole
 from .bokeh_attention import BokehBlock, BokehCondition, BokehFluxAttnProcessor, BokehGrounding
 
 __all__ = [
@@ -169,13 +170,8 @@ class BokehAdapter(ModelMixin, ConfigMixin):
         adapter, loading = super().from_pretrained(
             pretrained_model_name_or_path, output_loading_info=True, **options
         )
-        for state in ("missing", "unexpected", "mismatched"):
-            if names := sorted(map(str, loading[f"{state}_keys"])):
-                raise ValueError(
-                    f"The weights in {str(pretrained_model_name_or_path)!r} do not fit their "
-                    f"config.json: {len(names)} tensors are {state}, among them {names[0]}. Fetch "
-                    "or copy the adapter again."
-                )
+        name = str(pretrained_model_name_or_path)
+        check_whole(loading, name, "Fetch or copy the adapter again.")
         return (adapter, loading) if output_loading_info else adapter
 
     def embed(self, k_normalised: Tensor) -> Tensor:

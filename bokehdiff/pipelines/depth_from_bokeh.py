@@ -45,6 +45,7 @@ from ..models.depth_anything_dsfa import (
 from ..optics import depth_to_disparity, disparity_to_depth, rescale_strength
 from ..rendering import render_bokeh
 from ..rendering.render import METHODS
+from ..tensor_files import check_whole
 from ..whole_files import PathLike
 from .bokeh_stack import BokehStackPipeline
 from .bokehdiff import BokehDiffPipeline
@@ -192,13 +193,7 @@ class DepthFromBokehPipeline(DiffusionPipeline):
                 f"{name!r} holds a model of type {kind!r}, which sees no stack; wanted "
                 f"{DepthAnythingDSFAConfig.model_type!r}. {HOW_TO_GET_DSFA}"
             )
-        for state in ("missing", "unexpected", "mismatched"):
-            if tensors := sorted(map(str, loading[f"{state}_keys"])):
-                raise ValueError(
-                    f"The weights in {name!r} do not fit its config.json: {len(tensors)} tensors "
-                    f"are {state}, among them {tensors[0]}; wanted a whole model. Copy or fetch it "
-                    "again."
-                )
+        check_whole(loading, name, "Copy or fetch it again.")
         return cls(network.eval().requires_grad_(False), processor)
 
     # -- The call --------------------------------------------------------------------------------
