@@ -21,7 +21,7 @@ class EndlessScenes:
     length: int | None = None
 
     def arrays(self, index: int) -> Mapping[str, Any]:
-        """The sample as it is stored in shards: image uint8, target and disparity uint16
+        """The sample as it is stored; in shards image uint8, target and disparity uint16
         (C, H, W), df and K floats, ``aperture`` and ``provenance`` dicts that JSON can hold."""
         raise NotImplementedError
 
@@ -37,7 +37,11 @@ class EndlessScenes:
                 f"index is {index}; wanted at least 0"
                 + ("." if self.length is None else f" and less than {self.length}.")
             )
-        arrays = self.arrays(int(index))
+        return self.as_tensors(self.arrays(int(index)))
+
+    @staticmethod
+    def as_tensors(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The sample as it is trained on: float32, pictures and maps in [0, 1]."""
         return {
             "image": torch.from_numpy(arrays["image"].astype(np.float32) / 255),
             "disparity": torch.from_numpy(arrays["disparity"].astype(np.float32) / 65535),

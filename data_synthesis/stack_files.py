@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from bokehdiff.whole_files import whole_or_not_at_all, write_whole
-from data_synthesis.stack_scenes import StackScenes, as_tensors
+from data_synthesis.stack_scenes import StackScenes
 
 __all__ = ["StoredStacks", "write_stacks"]
 
@@ -121,7 +121,9 @@ class StoredStacks(Dataset[dict[str, torch.Tensor]]):
         try:
             # Opened anew every time: nothing is shared between the workers of a data loader.
             with safe_open(path, "numpy") as file:
-                return as_tensors({name: file.get_slice(name)[place] for name in file.keys()})
+                return StackScenes.as_tensors(
+                    {name: file.get_slice(name)[place] for name in file.keys()}
+                )
         except SafetensorError as error:
             raise ValueError(
                 f"{path} is damaged ({error}). Delete it and give the command that wrote it again."

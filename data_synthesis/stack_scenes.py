@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bokehdiff.images import linear_to_srgb
+from data_synthesis.endless import EndlessScenes
 from data_synthesis.lens import hard_disparity, pinhole_view, trace_pixels
 from data_synthesis.procedural import HIDDEN_BLUR_ALLOWANCE, largest_strength
 from data_synthesis.scenes import LayeredScene, compose_scene
@@ -29,7 +30,7 @@ FAINT_GRADIENT = 0.15
 MOST_NOISE_STEPS = 1.5
 
 
-class StackScenes:
+class StackScenes(EndlessScenes):
     """Endless data set: stack ``i`` is the same in every process, whatever was asked before.
 
     ``scenes[i]`` is a dict of float32 tensors:
@@ -124,19 +125,6 @@ class StackScenes:
             "df": list(self.df),
         }
 
-    def __len__(self) -> int:
-        if self.length is None:
-            raise TypeError("StackScenes is endless; give it a length, or index it with scenes[i].")
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if index < 0 or (self.length is not None and index >= self.length):
-            raise IndexError(
-                f"index is {index}; wanted at least 0"
-                + ("." if self.length is None else f" and less than {self.length}.")
-            )
-        return as_tensors(self.arrays(int(index)))
-
     def arrays(self, index: int) -> dict[str, np.ndarray]:
         """The sample as it is stored: image and stack uint8, depth, df and K float32."""
         rng = np.random.default_rng([self.seed, index])
@@ -166,6 +154,15 @@ class StackScenes:
             "K": K.astype(np.float32),
         }
 
+    @staticmethod
+    def as_tensors(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The sample as it is trained on: float32, its pictures in [0, 1]."""
+        return {
+            name: torch.from_numpy(np.asarray(value, np.float32))
+            / (255 if name in ("image", "stack") else 1)
+            for name, value in arrays.items()
+        }
+
     def _strengths(self, rng: np.random.Generator) -> np.ndarray:
         """(N,) rising, each at least `SMALLEST_STRENGTH_RATIO` times the one before."""
         low, high = np.log(self.strengths)
@@ -186,15 +183,6 @@ class StackScenes:
         planes = scene.planes * scale
         planes[:, 0] += low - lowest * scale
         return dataclasses.replace(scene, planes=planes)
-
-
-def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The sample as float32 tensors, its pictures in [0, 1]."""
-    return {
-        name: torch.from_numpy(np.asarray(value, np.float32))
-        / (255 if name in ("image", "stack") else 1)
-        for name, value in arrays.items()
-    }
 
 
 def _ordered_pair(name: str, pair: tuple[float, float], unit: str) -> tuple[float, float]:
