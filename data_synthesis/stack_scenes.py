@@ -41,7 +41,7 @@ class StackScenes(EndlessScenes):
     - ``stack`` (N, 3, H, W): the scene through the lens, sRGB in [0, 1], ray traced in linear light
       with everything hidden behind edges and outside the frame, quantised to 8 bits.
     - ``K`` (N,): strengths of the frames in px*m of this picture, rising, all different: the blur
-      radius is ``K |1 / depth - df|`` pixels (section 2.1 of the BokehDepth specification).
+      radius is ``K |1 / depth - df|`` pixels, as in :mod:`bokehdiff.optics`.
 
     Pictures do not tell the metric scale: near and far end of a scene are drawn anew from
     ``disparities``, whatever it shows. Image and frames have independent noise of up to 1.5 8-bit

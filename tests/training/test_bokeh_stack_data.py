@@ -453,7 +453,7 @@ def test_the_target_of_a_pair_is_its_file_and_crops_are_aligned(tmp_path: Path) 
 
 
 def test_K_of_a_pair_can_come_from_its_camera(tmp_path: Path) -> None:
-    """The camera of section 2.1: f/2, 50 mm, its sensor 43.27 mm across, 1.8 m, 1920 x 1080."""
+    """A camera: f/2, 50 mm, its sensor 43.27 mm across, 1.8 m, 1920 x 1080."""
     picture = torch.zeros(1, 3, 1080, 1920)
     for name in ("sharp.png", "blurred.png"):
         write_image(tmp_path / name, picture)
