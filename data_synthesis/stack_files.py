@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from bokehdiff.whole_files import whole_or_not_at_all, write_whole
+from data_synthesis.sharing import share_out
 from data_synthesis.stack_scenes import StackScenes
 
 __all__ = ["StoredStacks", "write_stacks"]
@@ -66,27 +66,11 @@ def write_stacks(
         raise ValueError(f"{folder} is not empty and holds no stacks. Choose another folder.")
     else:
         write_whole(folder / DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
-    context = multiprocessing.get_context("spawn")
-    others = [
-        context.Process(target=_write_share, args=(scenes, folder, count, number, processes))
-        for number in range(1, processes)
-    ]
-    try:
-        for process in others:
-            process.start()
-        _write_share(scenes, folder, count, 0, processes, progress)
-        for process in others:
-            process.join()
-    except BaseException:
-        for process in others:
-            if process.is_alive():
-                process.terminate()
-        raise
-    if failed := [process.exitcode for process in others if process.exitcode]:
-        raise ChildProcessError(
-            f"{len(failed)} of {processes} processes failed (exit status {failed[0]}). Write the "
-            "same again to go on."
-        )
+    share_out(
+        _write_share,
+        [(scenes, folder, count, number, processes) for number in range(1, processes)],
+        lambda: _write_share(scenes, folder, count, 0, processes, progress),
+    )
 
 
 class StoredStacks(Dataset[dict[str, torch.Tensor]]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import uuid
@@ -24,6 +23,7 @@ from data_synthesis.shards import (
     sample_key,
     shard_layout,
 )
+from data_synthesis.sharing import share_out
 
 __all__ = ["Scenes", "default_shards", "write_shards"]
 
@@ -93,29 +93,11 @@ def write_shards(
     }
     _claim(folder, plan)
     first, world_size = rank * processes, world_size * processes
-    context = multiprocessing.get_context("spawn")
-    others = [
-        context.Process(
-            target=_write_share, args=(scenes, folder, plan, first + number, world_size)
-        )
-        for number in range(1, processes)
-    ]
-    try:
-        for process in others:
-            process.start()
-        _write_share(scenes, folder, plan, first, world_size, progress)
-        for process in others:
-            process.join()
-    except BaseException:
-        for process in others:
-            if process.is_alive():
-                process.terminate()
-        raise
-    if failed := [process.exitcode for process in others if process.exitcode]:
-        raise ChildProcessError(
-            f"{len(failed)} of {processes} processes failed (exit status {failed[0]}). Write the "
-            "same again to go on."
-        )
+    share_out(
+        _write_share,
+        [(scenes, folder, plan, first + number, world_size) for number in range(1, processes)],
+        lambda: _write_share(scenes, folder, plan, first, world_size, progress),
+    )
     return (folder / MANIFEST).exists() and all((folder / shard.name).exists() for shard in layout)
 
 
