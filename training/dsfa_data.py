@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from training.samples import AugmentedCrops, seeded_generator
+from training.samples import AugmentedCrops, draw, seeded_generator
 
 REFERENCE_NAMES = ("ref", "source_rgb", "image_path")
 """What manifests call the sharp picture; the first that is there counts."""
@@ -43,8 +43,7 @@ class StackCrops(AugmentedCrops):
                 f"Crops of {size} pixels do not fit pictures of {height} x {width} pixels."
             )
         top, left, mirrored = (
-            int(torch.randint(limit, (), generator=generator))
-            for limit in (height - size + 1, width - size + 1, 2)
+            draw(limit, generator) for limit in (height - size + 1, width - size + 1, 2)
         )
         order = torch.randperm(len(scene["K"]), generator=generator)
         sample = {"K": scene["K"][order]}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .disparities import check_photos
+from .options import parse_numbers
 from .renderers import usable_device
 from .speech import Mistake
 from .summaries import arguments_of, relative_to, versions
@@ -206,7 +207,7 @@ def read_stack(
         folder = read_stack_folder(asked.stack[0])
         return as_stack_batch(folder.stack, image), folder.K, folder.df
     assert asked.strengths is not None
-    strengths = _numbers(asked.strengths, "--K", "10,20,30")
+    strengths = parse_numbers(asked.strengths, "--K", "10,20,30")
     frames = as_stack_batch(list(asked.stack), image) if asked.stack else None
     strengths_per_photo(strengths, 1, None if frames is None else frames.shape[1])
     return frames, strengths, None
@@ -215,23 +216,13 @@ def read_stack(
 def _focus_distances(asked: FromBokeh, df: Any) -> float | list[float] | None:
     """Metres in focus, from the option, else from the folder of the stack."""
     if asked.focus_distance is not None:
-        distances = _numbers(asked.focus_distance, "--focus-distance", "1.5")
+        distances = parse_numbers(asked.focus_distance, "--focus-distance", "1.5")
         return distances[0] if len(distances) == 1 else distances
     if df is None:
         return None
     if isinstance(df, list):
         return [1 / one if one > 0 else math.inf for one in df]
     return 1 / df if df > 0 else math.inf
-
-
-def _numbers(text: str, option: str, example: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise Mistake(
-            f"{option} is {text!r}; wanted numbers with commas between them, for instance {option} "
-            f"{example}."
-        ) from None
 
 
 # -- The two ways --------------------------------------------------------------------------------

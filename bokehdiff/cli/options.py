@@ -129,6 +129,17 @@ Device = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite results that exist.")]
 
 
+def parse_numbers(text: str, option: str, example: str) -> list[float]:
+    """The numbers of an option that takes several, with commas between them."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise Mistake(
+            f"{option} is {text!r}; wanted numbers with commas between them, for instance {option} "
+            f"{example}."
+        ) from None
+
+
 def parse_focus(text: str, option: str = "--focus") -> Any:
     """A pixel, a box or a word for :func:`bokehdiff.focus.find_focus`."""
     if text in ("auto", "sharpest"):

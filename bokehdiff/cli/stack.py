@@ -13,7 +13,7 @@ import typer
 
 from . import options
 from .disparities import check_photos, depth_estimator, disparity_of, find_disparities
-from .options import LensOptions, parse_focus
+from .options import LensOptions, parse_focus, parse_numbers
 from .renderers import CLASSICAL_METHODS, Method, load_renderer, usable_device
 from .results import check_targets
 from .speech import Mistake, plain_speech
@@ -204,10 +204,10 @@ def stack(
             method, model, weights,
             {"--disparity": disparity, "--depth-model": depth_model, "--focus": focus},
         )  # fmt: skip
-        asked = None if strengths is None else _numbers(strengths, "--K", "10,20,30")
+        asked = None if strengths is None else parse_numbers(strengths, "--K", "10,20,30")
         apertures = None
         if f_numbers is not None:
-            apertures = _numbers(f_numbers, "--f-numbers", "2.8,4,8")
+            apertures = parse_numbers(f_numbers, "--f-numbers", "2.8,4,8")
         camera_parts = (apertures, focal_length, focal_length_35mm, sensor_width)
         has_camera = any(part is not None for part in camera_parts)
         if has_camera and asked is not None:
@@ -302,16 +302,6 @@ def _check_method(
             "depth-anything/Depth-Anything-V2-Metric-Outdoor-Small-hf, or --model, which paints "
             "without a map."
         )
-
-
-def _numbers(text: str, option: str, example: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise Mistake(
-            f"{option} is {text!r}; wanted numbers with commas between them, for instance {option} "
-            f"{example}."
-        ) from None
 
 
 def _metric_disparity(
