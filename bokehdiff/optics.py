@@ -256,11 +256,29 @@ def strength_from_camera(
             f"{focal_length_mm:g} mm, where no lens forms an image: give the distance in metres, "
             f"more than {focal_length_m:g}."
         )
-    if math.isinf(focus_distance_m):
-        magnification = 1.0
-    else:
-        magnification = focus_distance_m / (focus_distance_m - focal_length_m)
-    radius_m = focal_length_m**2 / (2 * f_number) * magnification
+    return lens_strength(
+        f_number, focal_length_mm, focus_distance_m, sensor_width_mm, image_width_px
+    )
+
+
+def lens_strength(
+    f_number: Values,
+    focal_length_mm: Values,
+    focus_distance_m: Values,
+    sensor_width_mm: Values,
+    image_width_px: Values,
+) -> Values:
+    """Returns K as :func:`strength_from_camera` does, unchecked: for tensors and their gradients.
+
+    ``K = f^2 / (2 N (1 - f / s)) * 1000 * W / sensor_width`` with f and s in metres, which also
+    holds for ``s = inf``.
+
+    Args:
+        f_number, focal_length_mm, focus_distance_m, sensor_width_mm, image_width_px: above zero,
+            with the focus distance beyond the focal length; numbers, or tensors of one shape.
+    """
+    focal_length_m = focal_length_mm / 1000
+    radius_m = focal_length_m**2 / (2 * f_number * (1 - focal_length_m / focus_distance_m))
     return radius_m * 1000 * image_width_px / sensor_width_mm
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,75 @@ def test_blur_of_a_thin_lens_traced_through_the_aperture():
     radius = rim * abs(sensor - image_of_point) / image_of_point * pixels_per_m
     K = optics.strength_from_camera(N, 85, s, 36, 4000)
     assert optics.circle_of_confusion(1 / z, 1 / s, K) == pytest.approx(radius)
+
+
+LENSES = pytest.mark.parametrize(
+    ("f_number", "focal_length_mm", "focus_distance_m", "image_width_px", "radius_at_infinity"),
+    [
+        (2, 50, 2, 1280, 11.4),
+        (2, 50, 2, 1920, 17.1),
+        (1.4, 85, 1.5, 1920, 97.3),
+        (1.4, 200, 3, 1920, 272),
+    ],
+)
+
+
+@LENSES
+def test_lens_strength_of_well_known_lenses(
+    f_number, focal_length_mm, focus_distance_m, image_width_px, radius_at_infinity
+):
+    """On a sensor 36 mm wide; the half of ``F^2 / (N (S - F))`` in mm, times the pixels per mm."""
+    lens = (f_number, focal_length_mm, focus_distance_m, 36, image_width_px)
+    K = optics.lens_strength(*lens)
+    assert K == pytest.approx(optics.strength_from_camera(*lens), rel=1e-12)
+    df = 1 / focus_distance_m
+    tolerance = 0.1 if radius_at_infinity < 100 else 0.5
+    assert optics.signed_defocus(0.0, df, K) == pytest.approx(-radius_at_infinity, abs=tolerance)
+    F, S = focal_length_mm, 1000 * focus_distance_m
+    by_hand = F**2 / (2 * f_number * (S - F)) * image_width_px / 36
+    assert optics.circle_of_confusion(0.0, df, K) == pytest.approx(by_hand, rel=1e-12)
+    # Half as far as the focus a thing is as blurred as infinity, twice as far half as much.
+    assert optics.signed_defocus(2 * df, df, K) == pytest.approx(by_hand, rel=1e-12)
+    assert optics.signed_defocus(df / 2, df, K) == pytest.approx(-by_hand / 2, rel=1e-12)
+
+
+def test_lens_strength_at_infinity_is_the_limit_of_strength_from_camera():
+    far = torch.tensor([math.inf, 1e9], dtype=torch.float64)
+    strengths = optics.lens_strength(2.0, 50.0, far, 36.0, 3600.0)
+    wanted = optics.strength_from_camera(2, 50, math.inf, 36, 3600)
+    assert strengths.tolist() == pytest.approx([wanted, wanted])
+
+
+def test_lens_strength_takes_tensors_and_has_their_gradients():
+    lens = [
+        torch.tensor(values, dtype=torch.float64, requires_grad=True)
+        for values in ([2.0, 1.4], [50.0, 85.0], [2.0, 1.5], [36.0, 23.5], [1280.0, 1920.0])
+    ]
+    strengths = optics.lens_strength(*lens)
+    assert strengths.shape == (2,) and strengths.dtype == torch.float64
+    for number in range(2):
+        one = [float(values[number].detach()) for values in lens]
+        assert float(strengths[number].detach()) == pytest.approx(optics.strength_from_camera(*one))
+    assert torch.autograd.gradcheck(optics.lens_strength, lens)
+
+
+def test_metres_and_millimetres_are_told_apart_by_the_names():
+    """What takes a length says its unit, so that swapping units is visible where it is written."""
+    for function in (optics.lens_strength, optics.strength_from_camera):
+        lengths = [name for name in signature(function).parameters if name != "f_number"]
+        assert all(name.endswith(("_mm", "_m", "_px")) for name in lengths)
+    lens = {"f_number": 2, "sensor_width_mm": 36, "image_width_px": 1280}
+    with pytest.raises(ValueError, match="within the focal length of 50 mm.*distance in metres"):
+        optics.strength_from_camera(focal_length_mm=50, focus_distance_m=0.05, **lens)
+    with pytest.raises(ValueError, match="within the focal length of 5000 mm"):
+        optics.strength_from_camera(focal_length_mm=5000, focus_distance_m=2, **lens)
+
+
+@pytest.mark.parametrize("focus_distance_m", [0.049, 0.05, 1e-9])
+def test_no_lens_focuses_within_its_focal_length(focus_distance_m):
+    with pytest.raises(ValueError, match="where no lens forms an image"):
+        optics.strength_from_camera(2, 50, focus_distance_m, 36, 1280)
+    assert optics.strength_from_camera(2, 50, 0.0501, 36, 1280) > 0
 
 
 def test_golden_strength_from_exif(fixtures_root: Path):
