@@ -22,8 +22,9 @@ OVERVIEW = """commands that write training samples in shards:
   procedural    random layered scenes, made from nothing
   layers        cut-outs over photographs, slanted in space, as in the BokehDiff paper
 
-command that writes bokeh stacks in files of their own:
+commands that write files of their own:
   stacks        one scene at several strengths of blur, with true depth in metres
+  clips         a few frames in which things move, with true depth, motion and lens blur
 
 other commands:
   benchmark     scenes at several blur levels, for python -m evaluation raytraced
@@ -254,6 +255,7 @@ def _run_module(command: str, arguments: Sequence[str]) -> int:
 KINDS = ("procedural", "layers")
 MODULES = {
     "stacks": "data_synthesis.stack_files",
+    "clips": "data_synthesis.clip_files",
     "benchmark": "data_synthesis.benchmark",
     "foregrounds": "data_synthesis.foregrounds",
 }

@@ -16,7 +16,7 @@ from data_synthesis.lens import hard_disparity, pinhole_view, trace_pixels
 from data_synthesis.procedural import HIDDEN_BLUR_ALLOWANCE, largest_strength
 from data_synthesis.scenes import LayeredScene, compose_scene
 
-__all__ = ["StackScenes"]
+__all__ = ["StackScenes", "into_metres"]
 
 # Raised whenever the same seed and index give another sample, so that no folder mixes both.
 GENERATOR_VERSION = 1
@@ -134,7 +134,8 @@ class StackScenes(EndlessScenes):
         reach = math.ceil(HIDDEN_BLUR_ALLOWANCE * self.strengths[1] * farthest) + 2
         scene = compose_scene(rng, self.size, reach, light_chance=0.0)
         _remove_texture(rng, scene, self.textureless_share)
-        scene = self._in_metres(rng, scene)
+        visible, _ = hard_disparity(scene.layers, scene.planes, scene.margin, scene.size)
+        scene = into_metres(rng, scene, visible, self.disparities)
         K = ratios * min(1.0, largest_strength(scene, df, reach) / ratios[-1])
 
         where = (scene.layers, scene.planes)
@@ -171,18 +172,28 @@ class StackScenes(EndlessScenes):
             if (np.diff(logarithms) >= math.log(SMALLEST_STRENGTH_RATIO)).all():
                 return np.exp(logarithms)
 
-    def _in_metres(self, rng: np.random.Generator, scene: LayeredScene) -> LayeredScene:
-        """The scene with its visible disparities moved into a random part of the metric range."""
-        visible, _ = hard_disparity(scene.layers, scene.planes, scene.margin, scene.size)
-        lowest, highest = float(visible.min()), float(visible.max())
-        far, near = self.disparities
-        span = (near - far) * rng.uniform(SMALLEST_SPAN, 1)
-        low = rng.uniform(far, near - span)
-        # A single wall that faces the camera has no span to stretch.
-        scale = span / max(highest - lowest, 0.02)
-        planes = scene.planes * scale
-        planes[:, 0] += low - lowest * scale
-        return dataclasses.replace(scene, planes=planes)
+
+def into_metres(
+    rng: np.random.Generator,
+    scene: LayeredScene,
+    visible: np.ndarray,
+    disparities: tuple[float, float],
+) -> LayeredScene:
+    """The scene with its visible disparities moved into a random part of a metric range.
+
+    Args:
+        visible: the disparities that are seen, in the unit of the scene, any shape.
+        disparities: (far, near) end of the range, in 1/m; what is seen spans at least a quarter.
+    """
+    lowest, highest = float(visible.min()), float(visible.max())
+    far, near = disparities
+    span = (near - far) * rng.uniform(SMALLEST_SPAN, 1)
+    low = rng.uniform(far, near - span)
+    # A single wall that faces the camera has no span to stretch.
+    scale = span / max(highest - lowest, 0.02)
+    planes = scene.planes * scale
+    planes[:, 0] += low - lowest * scale
+    return dataclasses.replace(scene, planes=planes)
 
 
 def _ordered_pair(name: str, pair: tuple[float, float], unit: str) -> tuple[float, float]:
