@@ -2,6 +2,7 @@
 saved and loaded on its own."""
 
 from .bokeh_adapter import BokehAdapter
+from .bokehflow import BokehFlowModel, BokehFlowOutput
 from .depth_anything_dsfa import DepthAnythingDSFAConfig, DepthAnythingDSFAForDepthEstimation
 from .discriminator import BokehDiscriminator
 from .dsfa import DSFABlock, DSFAEncoder
@@ -13,6 +14,8 @@ __all__ = [
     "AutoencoderSpaceToDepth",
     "BokehAdapter",
     "BokehDiscriminator",
+    "BokehFlowModel",
+    "BokehFlowOutput",
     "DSFABlock",
     "DSFAEncoder",
     "DepthAnythingDSFAConfig",

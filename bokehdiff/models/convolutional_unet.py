@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn as nn
@@ -13,8 +14,10 @@ from ..windows import Window, in_windows, windows_of
 
 __all__ = ["ConvolutionBlock", "ConvolutionalUNet", "start_at_zero"]
 
+Layer = TypeVar("Layer", bound=nn.Module)
 
-def start_at_zero(layer: nn.Conv2d) -> nn.Conv2d:
+
+def start_at_zero(layer: Layer) -> Layer:
     """The layer, its output zero until it is trained."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
