@@ -14,6 +14,10 @@ __version__ = "0.1.0"
 TINY: str = str(Path(__file__).parent / "assets" / "tiny")
 """Folder of the checkpoint inside the package, for ``BokehDiffPipeline.from_pretrained``."""
 
+FLOW_NANO: str = str(Path(__file__).parent / "assets" / "flow_nano")
+"""Folder of the small fast network inside the package, for ``from_pretrained`` of
+``BokehFlowPipeline`` and ``BokehFlowVideoPipeline``."""
+
 if TYPE_CHECKING:
     from .attention import PisaConfig, PisaGeometry, pisa_attention
     from .camera import Camera, subject_distance_m
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from .models import (
         AutoencoderSpaceToDepth,
         BokehAdapter,
+        BokehFlowModel,
         DepthAnythingDSFAForDepthEstimation,
         DSFABlock,
         DSFAEncoder,
@@ -51,6 +56,9 @@ if TYPE_CHECKING:
     from .pipelines import (
         BokehDiffPipeline,
         BokehDiffPipelineOutput,
+        BokehFlowPipeline,
+        BokehFlowPipelineOutput,
+        BokehFlowVideoPipeline,
         BokehStackOutput,
         BokehStackPipeline,
         DepthFromBokehOutput,
@@ -64,7 +72,12 @@ __all__ = [
     "BokehDiffPipeline",
     "BokehDiffPipelineOutput",
     "TINY",
-    # Blur it with classical optics.
+    # Blur photographs and films with a small fast network.
+    "BokehFlowPipeline",
+    "BokehFlowPipelineOutput",
+    "BokehFlowVideoPipeline",
+    "FLOW_NANO",
+    # Blur a photograph with classical optics.
     "render_bokeh",
     "Aperture",
     "HighlightBoost",
@@ -108,7 +121,8 @@ __all__ = [
     "PisaConfig",
     "LightTransportUNet",
     "AutoencoderSpaceToDepth",
-    # The networks of stacks and of depth from them, to build with.
+    # The networks of films, of stacks and of depth from them, to build with.
+    "BokehFlowModel",
     "BokehAdapter",
     "DepthAnythingDSFAForDepthEstimation",
     "DSFABlock",
@@ -120,6 +134,9 @@ _HOMES = {
     "pipelines": (
         "BokehDiffPipeline",
         "BokehDiffPipelineOutput",
+        "BokehFlowPipeline",
+        "BokehFlowPipelineOutput",
+        "BokehFlowVideoPipeline",
         "BokehStackPipeline",
         "BokehStackOutput",
         "DepthFromBokehPipeline",
@@ -156,6 +173,7 @@ _HOMES = {
         "LightTransportUNet",
         "AutoencoderSpaceToDepth",
         "BokehAdapter",
+        "BokehFlowModel",
         "DepthAnythingDSFAForDepthEstimation",
         "DSFABlock",
         "DSFAEncoder",

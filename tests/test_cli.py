@@ -13,7 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import bokehdiff
-from bokehdiff.cli import app
+from bokehdiff.cli import app, renderers
+from tests.tiny_flow import tiny_flow
 from tests.training.runs import save_tiny_sdxl, train
 
 
@@ -420,6 +421,49 @@ def test_weights_that_were_trained(scene, tmp_path):
     pipe.load_bokeh_weights(tmp_path / "trained")
     wanted = pipe(scene / "photo.png", scene / "photo.npy", 0.8, K=6.0).images[0]
     assert np.abs(read(scene / "out.png") - np.asarray(wanted, float)).max() <= 1
+
+
+def test_flow_renders_like_the_pipeline(scene, tmp_path, monkeypatch):
+    from bokehdiff.pipelines.bokehflow import BokehFlowPipeline
+
+    pipe = BokehFlowPipeline(tiny_flow())
+    pipe.save_pretrained(tmp_path / "flow")
+    photo, map_file = scene / "photo.png", scene / "photo.npy"
+    arguments = ("render", photo, "--disparity", map_file, "--df", 0.8, "--method", "flow")
+    model = ("--model", tmp_path / "flow")
+    result = run(*arguments, "--K", 6, *model, "-o", scene / "out.npy")
+    assert result.exit_code == 0, result.output
+    wanted = pipe(photo, map_file, 0.8, 6.0, output_type="np").images[0]
+    np.testing.assert_allclose(np.load(scene / "out.npy"), wanted, rtol=0, atol=1e-6)
+    monkeypatch.setattr(renderers, "FLOW_NANO", str(tmp_path / "flow"))
+    result = run(*arguments, "--K", 6, "-o", scene / "by_default.npy")
+    assert result.exit_code == 0, result.output
+    assert (scene / "by_default.npy").read_bytes() == (scene / "out.npy").read_bytes()
+    result = run(*arguments, "--K", 200, *model, "-o", scene / "wide.png")
+    assert result.exit_code == 0 and "note: " in result.stderr
+    assert "blurred wider than the largest radius of this network, 9 px here" in result.stderr
+    for option, sentence in (
+        (("--blades", 6), "blurs with Gaussians"),
+        (("--highlights", "boost"), "--highlights boost does not go with --method flow"),
+        (("--weights", "trained"), "--weights goes with --method model"),
+    ):
+        result = run(*arguments, *option, *model, "-o", scene / "none.png")
+        assert result.exit_code == 1 and sentence in result.stderr
+
+
+def test_flow_cuts_hdr_off_at_white(night):
+    light = save_linear(night, ".npy")
+    tiny_flow().save_pretrained(night / "flow")
+    result = run(
+        "render", night / "light.npy", "--highlights", "hdr", "--disparity", night / "night.npy",
+        "--df", 0.8, "--K", 0, "--method", "flow", "--model", night / "flow", "-o",
+        night / "out.npy",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "brighter than white in 0.26 %" in result.stderr
+    found = np.load(night / "out.npy")
+    wanted = light[0].clamp(max=1).permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_options_of_the_lens_choose_the_layered_renderer(scene):

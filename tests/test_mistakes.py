@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import bokehdiff
-from bokehdiff import images, optics, photographs
+from bokehdiff import images, optics, photographs, rendering
 from bokehdiff.cli import app
 
 HEIGHT, WIDTH = 6, 8
@@ -610,6 +610,77 @@ PHOTOGRAPH_MISTAKES = [
     ),
 ]
 
+
+def flow(**lens: object) -> object:
+    from bokehdiff.pipelines.bokehflow import BokehFlowPipeline
+    from tests.tiny_flow import untrained_flow
+
+    return BokehFlowPipeline(untrained_flow())(PHOTO, DISPARITY, **lens)
+
+
+def flow_film() -> Any:
+    from bokehdiff.pipelines.bokehflow_video import BokehFlowVideoPipeline
+    from tests.tiny_flow import untrained_flow
+
+    return BokehFlowVideoPipeline(untrained_flow())
+
+
+def flow_frames(*frames: torch.Tensor) -> object:
+    return list(flow_film().stream(frames, df=0.5, K=1.0))
+
+
+LIGHT, DEFOCUS = torch.full((1, 3, 8, 8), 0.5), torch.full((1, 1, 8, 8), 0.5)
+
+FLOW_MISTAKES = [
+    Mistake(
+        "shape of the opening for a network that blurs with Gaussians",
+        lambda _: flow(df=0.5, aperture=bokehdiff.Aperture(blades=7)),
+        r"aperture was given, but this network blurs with Gaussians .*; leave it out, take",
+    ),
+    Mistake(
+        "film by its name",
+        lambda _: flow_film().stream("film.mp4", df=0.5),
+        r"stream got a str; wanted the frames of a film.*`bokehdiff video` reads films",
+    ),
+    Mistake(
+        "frame of another size",
+        lambda _: flow_frames(torch.zeros(3, 16, 24), torch.zeros(3, 16, 20)),
+        r"Frame 1 is 20 x 16 pixels .*, the frames before it 24 x 16; .*Call reset\(\)",
+    ),
+    Mistake(
+        "fewer lens settings than frames",
+        lambda _: list(flow_film().stream(torch.zeros(2, 3, 16, 24), df=[0.5], K=1.0)),
+        r"df has 1 values, and there is another frame; wanted one for each frame, or one for all",
+    ),
+    Mistake(
+        "state of another clip",
+        lambda _: flow_film().start().load_state_dict({}),
+        r"The state of a clip has frame_number, cuts, size .*Give what state_dict\(\) returned",
+    ),
+    Mistake(
+        "BokehFlow folder that is not there",
+        lambda folder: bokehdiff.BokehFlowPipeline.from_pretrained(folder / "none"),
+        r"There is no folder .*Give a folder written by save_pretrained.*FLOW_NANO",
+    ),
+    Mistake(
+        "bins without width",
+        lambda _: rendering.binned_blur(LIGHT, DEFOCUS, bin_px=0),
+        r"bin_px is 0; wanted the pixels of radius .* for instance 2",
+    ),
+    Mistake(
+        "two layers",
+        lambda _: rendering.painted_layers_blur(LIGHT, DEFOCUS, layers=2),
+        r"layers is 2; wanted at least 3",
+    ),
+    Mistake(
+        "cat-eye in layers",
+        lambda _: rendering.painted_layers_blur(
+            LIGHT, DEFOCUS, aperture=bokehdiff.Aperture(cat_eye=0.5)
+        ),
+        r"differs between places .* leave cat_eye out",
+    ),
+]
+
 ALL_MISTAKES = (
     IMAGE_MISTAKES
     + DISPARITY_MISTAKES
@@ -617,6 +688,7 @@ ALL_MISTAKES = (
     + OPTICS_MISTAKES
     + WRITING_MISTAKES
     + PHOTOGRAPH_MISTAKES
+    + FLOW_MISTAKES
 )
 
 

@@ -93,7 +93,7 @@ def focus_pull(
     farthest_distance: options.FarthestDistance = None,
     method: Annotated[
         Method,
-        typer.Option(help="model, the diffusion model; or layered, scatter, pyramid."),
+        typer.Option(help="model, the diffusion model; flow; or layered, scatter, pyramid."),
     ] = Method.model,
     model: options.Model = None,
     weights: options.Weights = None,

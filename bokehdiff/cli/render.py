@@ -11,7 +11,14 @@ import typer
 from . import options
 from .disparities import check_unit, depth_estimator, disparity_of, find_disparities
 from .options import LensOptions, parse_focus, parse_range, parse_tiling
-from .renderers import CLASSICAL_METHODS, Method, Prepare, load_renderer, usable_device
+from .renderers import (
+    CLASSICAL_METHODS,
+    NETWORKS,
+    Method,
+    Prepare,
+    load_renderer,
+    usable_device,
+)
 from .results import check_targets, one_by_one
 from .speech import Mistake, plain_speech
 
@@ -120,7 +127,8 @@ def render(
     method: Annotated[
         Method | None,
         typer.Option(
-            help="model, the diffusion model; or a classical renderer: layered, the most faithful; "
+            help="model, the diffusion model; flow, a small fast network around physics; or a "
+            "classical renderer: layered, the most faithful; "
             "scatter, without a guess of what is hidden; pyramid, a fast preview. Default: model, "
             "or layered if options of the lens or highlights or an .exr or .hdr photo ask for it.",
             show_default=False,
@@ -343,7 +351,7 @@ def _is_linear(photo: Path, method: Method, highlights: Highlights | None) -> bo
             "out."
         )
     if highlights is None:
-        return holds_highlights and method is not Method.model
+        return holds_highlights and method not in NETWORKS
     return highlights is Highlights.hdr
 
 

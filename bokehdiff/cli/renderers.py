@@ -1,14 +1,15 @@
-"""What makes the blur: the diffusion model or a classical renderer, behind one call."""
+"""What makes the blur: a network or a classical renderer, behind one call."""
 
 from __future__ import annotations
 
 import enum
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import TINY
+from .. import FLOW_NANO, TINY
 from .speech import Mistake
 
 if TYPE_CHECKING:
@@ -23,12 +24,15 @@ class Method(str, enum.Enum):
     """How the blur is made."""
 
     model = "model"
+    flow = "flow"
     layered = "layered"
     scatter = "scatter"
     pyramid = "pyramid"
 
 
-CLASSICAL_METHODS = ", ".join(method.value for method in Method if method is not Method.model)
+NETWORKS = (Method.model, Method.flow)
+
+CLASSICAL_METHODS = ", ".join(method.value for method in Method if method not in NETWORKS)
 
 Refocus = Callable[["LensSetting"], "torch.Tensor"]
 """refocus(lens): the picture (1, 3, H, W) that the lens takes, encoded as the photograph was."""
@@ -63,12 +67,18 @@ def load_renderer(
     boost: HighlightBoost | None = None,
 ) -> Prepare:
     """The renderer, with its model loaded."""
-    if model is not None and method is not Method.model:
-        raise Mistake(f"--model goes with --method model, not with --method {method.value}.")
+    if model is not None and method not in NETWORKS:
+        raise Mistake(
+            f"--model goes with --method model or flow, not with --method {method.value}."
+        )
+    if weights is not None and method is Method.flow:
+        raise Mistake("--weights goes with --method model, not with --method flow.")
     if weights is not None and model is None:
         raise Mistake("--weights goes with --model, the model that they were trained for.")
     if method is Method.model:
         return _diffusion(device, model, weights, tiling)
+    if method is Method.flow:
+        return _flow(device, model, aperture, boost)
     return _classical(method, device, aperture, boost)
 
 
@@ -131,6 +141,47 @@ def _diffusion(device: str, model: str | None, weights: str | None, tiling: Any)
                 scene, K=lens.K, focus_range=in_focus, tiling=tiling, output_type="pt"
             )[0]
             return rendered
+
+        return refocus
+
+    return prepare
+
+
+def _flow(
+    device: str, model: str | None, aperture: Aperture | None, boost: HighlightBoost | None
+) -> Prepare:
+    if boost is not None:
+        raise Mistake(
+            "--highlights boost does not go with --method flow, which takes photographs cut off at "
+            f"white; wanted --method {CLASSICAL_METHODS}."
+        )
+    from ..images import InputRepairedWarning, srgb_to_linear
+    from ..linear_images import cut_off_at_white
+    from ..pipelines.bokehflow import BokehFlowPipeline
+    from ..pipelines.bokehflow_loading import CLAMPED_SHARE_ALLOWED, check_aperture
+
+    pipe = BokehFlowPipeline.from_pretrained(FLOW_NANO if model is None else model).to(device)
+    check_aperture(pipe.model, aperture)
+
+    def prepare(
+        image: torch.Tensor, disparity: torch.Tensor, metric: bool, linear: bool
+    ) -> Refocus:
+        shown = cut_off_at_white(image, "The photograph") if linear else image
+        scene = pipe.prepare(shown, disparity, metric)
+        told_of_clamping = False
+
+        def refocus(lens: LensSetting) -> torch.Tensor:
+            nonlocal told_of_clamping
+            with warnings.catch_warnings():
+                if told_of_clamping:  # once per photograph, whatever the number of pictures
+                    warnings.simplefilter("ignore", InputRepairedWarning)
+                in_focus = (lens.df, lens.df_nearer)
+                blurred = pipe.render(
+                    scene, K=lens.K, focus_range=in_focus, aperture=aperture, output_type="pt"
+                )
+            told_of_clamping |= bool((blurred.clamped_share > CLAMPED_SHARE_ALLOWED).any())
+            picture: torch.Tensor = blurred.images
+            return srgb_to_linear(picture) if linear else picture
 
         return refocus
 

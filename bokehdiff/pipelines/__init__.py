@@ -2,6 +2,8 @@
 
 from .bokeh_stack import BokehStackOutput, BokehStackPipeline
 from .bokehdiff import BokehDiffPipeline, BokehDiffPipelineOutput, BokehScene
+from .bokehflow import BokehFlowPipeline, BokehFlowPipelineOutput, BokehFlowScene
+from .bokehflow_video import BokehFlowVideoPipeline, VideoBlur
 from .depth_from_bokeh import DepthFromBokehPipeline
 from .depth_from_sweep import depth_from_sweep
 from .depth_output import DepthFromBokehOutput
@@ -9,10 +11,15 @@ from .depth_output import DepthFromBokehOutput
 __all__ = [
     "BokehDiffPipeline",
     "BokehDiffPipelineOutput",
+    "BokehFlowPipeline",
+    "BokehFlowPipelineOutput",
+    "BokehFlowScene",
+    "BokehFlowVideoPipeline",
     "BokehScene",
     "BokehStackOutput",
     "BokehStackPipeline",
     "DepthFromBokehOutput",
     "DepthFromBokehPipeline",
+    "VideoBlur",
     "depth_from_sweep",
 ]
