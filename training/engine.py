@@ -172,7 +172,7 @@ class Training:
         self.task.to(self.accelerator.device)
         optimizer = make_optimizer(
             args.optimizer,
-            parameter_groups(trained_parameters(self.task), args.lr_scale),
+            parameter_groups(trained_parameters(self.task), args.lr_scale, self.task.decays),
             lr=args.learning_rate,
             betas=(args.adam_beta1, args.adam_beta2),
             eps=args.adam_epsilon,

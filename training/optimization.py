@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,9 +32,14 @@ def learning_rate_factor(
 
 
 def parameter_groups(
-    parameters: dict[str, nn.Parameter], scales: dict[str, float]
+    parameters: dict[str, nn.Parameter],
+    scales: dict[str, float],
+    decays: Callable[[str, nn.Parameter], bool] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return a group of parameters per factor; the first fragment that a name contains decides."""
+    """Return a group of parameters per factor; the first fragment that a name contains decides.
+
+    Those that `decays` says no to, by name and value, are groups of their own without weight decay.
+    """
     for fragment in scales:
         if not any(fragment in name for name in parameters):
             parts = ", ".join(f"{part}." for part in parts_of(parameters))
@@ -41,11 +47,15 @@ def parameter_groups(
                 f"lr_scale names {fragment!r}, which is in no trained parameter's name. What is "
                 f"trained has names that begin with {parts}"
             )
-    groups: dict[float, list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         scale = next((float(scales[part]) for part in scales if part in name), 1.0)
-        groups.setdefault(scale, []).append(parameter)
-    return [{"params": members, "scale": scale} for scale, members in groups.items()]
+        decaying = decays is None or decays(name, parameter)
+        groups.setdefault((scale, decaying), []).append(parameter)
+    return [
+        {"params": members, "scale": scale, **({} if decaying else {"weight_decay": 0.0})}
+        for (scale, decaying), members in groups.items()
+    ]
 
 
 def parts_of(parameters: dict[str, nn.Parameter]) -> dict[str, list[nn.Parameter]]:

@@ -39,6 +39,10 @@ class TrainingTask(nn.Module, abc.ABC):
     def begin_step(self, step: int) -> None:
         """Set what changes over the run to the values of optimiser step `step`."""
 
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Return whether weight decay pulls this trained parameter to zero; by default all are."""
+        return True
+
     @abc.abstractmethod
     def as_saved(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the networks are as inference has them."""
