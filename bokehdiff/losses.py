@@ -13,12 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bokehdiff.backbones import lpips_network
+from bokehdiff.warping import seen_before, warp
 
 RECONSTRUCTION_KINDS = ("mse", "l1", "charbonnier")
 EDGE_VARIANTS = ("official", "paper")
 CHARBONNIER_EPSILON = 1e-3
 SMALLEST_PERCEPTUAL_SIDE = 16
 """Pixels a side that VGG-16 leaves one of, after it has halved the image four times."""
+SSIM_WINDOW = 11
+"""Pixels a side of the window of SSIM, and so of the smallest image it can judge."""
 
 
 def reconstruction(prediction: Tensor, target: Tensor, kind: str = "mse") -> Tensor:
@@ -49,6 +52,59 @@ def reconstruction(prediction: Tensor, target: Tensor, kind: str = "mse") -> Ten
     raise ValueError(
         f"The reconstruction loss {kind!r} is unknown. Choose one of {RECONSTRUCTION_KINDS}."
     )
+
+
+def structural_similarity_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return ``1 - SSIM``, a scalar: 0 for equal images, at most 2.
+
+    SSIM (Wang et al. 2004) at full resolution, with a Gaussian window of 11 pixels and sigma 1.5,
+    of each colour by itself, mean over the windows that lie within the image. It is computed by
+    piq.
+
+    Args:
+        prediction: (B, 3, H, W); values outside [-1, 1] count as -1 or 1.
+        target: (B, 3, H, W) in [-1, 1].
+
+    Raises:
+        ImportError: piq is missing.
+        ValueError: shapes differ, or the images are smaller than the window.
+    """
+    _check_same_shape(prediction=prediction, target=target)
+    if min(prediction.shape[-2:]) < SSIM_WINDOW:
+        raise ValueError(
+            f"SSIM needs images of at least {SSIM_WINDOW} pixels a side, got "
+            f"{prediction.shape[-2]} x {prediction.shape[-1]}. Use larger crops, or set "
+            "loss.ssim_weight: 0."
+        )
+    try:
+        import piq
+    except ImportError as error:
+        raise ImportError("The SSIM loss needs piq: pip install 'bokehdiff[train]'.") from error
+    first, second = ((image.clamp(-1, 1) + 1) / 2 for image in (prediction, target))
+    # It would halve large images, and judge other images than those that are given.
+    similarity: Tensor = piq.ssim(first, second, kernel_size=SSIM_WINDOW, downsample=False)
+    return 1 - similarity
+
+
+def warping_loss(current: Tensor, previous: Tensor, motion: Tensor, visible: Tensor) -> Tensor:
+    """Return how much a film flickers from one frame to the next, a scalar.
+
+    ``mean over V of |y_t - warp(y_(t-1), motion)|``, where V are the points that the previous frame
+    shows too. Gradients reach the current frame alone, so that the past is not pulled towards
+    mistakes of the present. Without such points it is 0.
+
+    Args:
+        current, previous: (B, 3, H, W), two frames of what was rendered.
+        motion: (B, 2, H, W), see `bokehdiff.warping.warp`.
+        visible: (B, 1, H, W), above 0 where nothing hid the point in the previous frame.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    _check_same_shape(current=current, previous=previous)
+    valid = ((visible > 0) & seen_before(motion)).to(current.dtype)
+    change = (current - warp(previous.detach(), motion)).abs().mean(1, keepdim=True)
+    return (change * valid).sum() / valid.sum().clamp_min(1)
 
 
 def multi_scale_edge_loss(

@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import avg_pool2d
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, conv2d
 
 from bokehdiff.losses import (
     EDGE_VARIANTS,
@@ -17,6 +18,8 @@ from bokehdiff.losses import (
     generator_loss,
     multi_scale_edge_loss,
     reconstruction,
+    structural_similarity_loss,
+    warping_loss,
 )
 
 
@@ -205,3 +208,70 @@ def test_labels_that_are_no_probability_are_refused(real_label: float) -> None:
         generator_loss(fake, real_label)
     with pytest.raises(ValueError, match="probability in .0, 1., got real_label="):
         discriminator_loss(real, fake, real_label)
+
+
+def ssim_by_hand(prediction: Tensor, target: Tensor) -> Tensor:
+    """SSIM as Wang et al. write it, of images in [0, 1], window by window."""
+    offsets = torch.arange(11, dtype=prediction.dtype) - 5
+    window = torch.exp(-(offsets**2) / (2 * 1.5**2))
+    window = (window[:, None] * window) / window.sum() ** 2
+
+    def mean(image: Tensor) -> Tensor:
+        single = image.reshape(-1, 1, *image.shape[-2:])
+        return conv2d(single, window[None, None]).reshape(*image.shape[:2], -1)
+
+    x, y = mean(prediction), mean(target)
+    variance_x, variance_y = mean(prediction**2) - x**2, mean(target**2) - y**2
+    covariance = mean(prediction * target) - x * y
+    c1, c2 = 0.01**2, 0.03**2
+    return (
+        ((2 * x * y + c1) * (2 * covariance + c2))
+        / ((x**2 + y**2 + c1) * (variance_x + variance_y + c2))
+    ).mean()
+
+
+def test_structural_similarity_and_its_gradient_are_those_of_the_definition() -> None:
+    prediction, target = images(2, 16, 14)
+    prediction.requires_grad_()
+    loss = structural_similarity_loss(prediction, target)
+    expected = 1 - ssim_by_hand((prediction + 1) / 2, (target + 1) / 2)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    found, wanted = (torch.autograd.grad(one, prediction)[0] for one in (loss, expected))
+    assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-15)
+
+
+def test_structural_similarity_is_zero_at_the_target_whatever_the_size() -> None:
+    target = images(1, 300, 280)[0][:1]  # piq would halve it by default
+    assert structural_similarity_loss(target, target).item() == pytest.approx(0, abs=1e-12)
+    fine = target.clone()
+    fine[..., ::2, ::2] *= -1
+    assert structural_similarity_loss(fine, target) > 0.1
+    assert structural_similarity_loss(3 * target, target.sign()) < 0.5  # clamped, not refused
+
+
+def test_structural_similarity_of_images_below_its_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 11 pixels a side, got 12 x 10"):
+        structural_similarity_loss(*images(2))
+
+
+def test_warping_loss_is_the_mean_change_of_what_was_seen_before() -> None:
+    (previous,) = images(1)
+    motion = torch.zeros(2, 2, 12, 10, dtype=torch.float64)
+    motion[:, 0] = -1.0  # everything has moved one pixel to the right
+    moved = previous.roll(1, -1)
+    everywhere = torch.ones(2, 1, 12, 10)
+    assert warping_loss(moved, previous, motion, everywhere).item() == pytest.approx(0, abs=1e-12)
+    visible = torch.zeros(2, 1, 12, 10)
+    visible[:, :, 2:5, 3:7] = 1
+    changed = moved + 5.0
+    changed[:, :, 2:5, 3:7] = moved[:, :, 2:5, 3:7] + 0.25
+    assert warping_loss(changed, previous, motion, visible).item() == pytest.approx(0.25)
+    assert warping_loss(changed, previous, motion, 0 * visible) == 0
+
+
+def test_warping_loss_pulls_at_the_present_alone() -> None:
+    current, previous = (image.requires_grad_() for image in images(2))
+    motion = torch.zeros(2, 2, 12, 10, dtype=torch.float64)
+    warping_loss(current, previous, motion, torch.ones(2, 1, 12, 10)).backward()
+    assert current.grad is not None and torch.isfinite(current.grad).all()
+    assert (current.grad != 0).all() and previous.grad is None
