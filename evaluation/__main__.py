@@ -18,6 +18,8 @@ EXAMPLES = """examples:
   python -m evaluation robustness raytraced DATA --method tiny --method scatter --out drops.json
   python -m evaluation report results.json drops.json
   python -m evaluation sweep raytraced DATA --pictures FOLDER
+  python -m evaluation flow-quality raytraced DATA --model FOLDER
+  python -m evaluation flicker --model FOLDER
   python -m evaluation speed render --megapixels 1
   python -m evaluation cost dsfa
 
@@ -51,6 +53,14 @@ PROTOCOLS = {
     "verify": Protocol("evaluation.datasets.verify", "whether a data set is whole", ()),
     "sweep": Protocol("evaluation.sweep", "inverse depth regressed from real bokeh stacks"),
     "dsfa": Protocol("evaluation.dsfa_helps", "what a bokeh stack is worth to a depth network"),
+    "flow-quality": Protocol(
+        "evaluation.flow_quality", "BokehFlow beside its own physics and classical renderers"
+    ),
+    "flicker": Protocol(
+        "evaluation.flicker",
+        "whether films through BokehFlow flicker, or lag behind",
+        ("scipy.ndimage",),
+    ),
     "speed": Protocol("evaluation.speed_commands", "seconds and memory", ()),
     "cost": Protocol("evaluation.cost_commands", "parameters and arithmetic of networks", ()),
 }

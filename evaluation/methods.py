@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,11 @@ from evaluation.photographs import Photograph, read_picture
 __all__ = [
     "BOOST",
     "IDENTITY",
+    "PHYSICS",
+    "SHIPPED",
     "Method",
     "check_device",
+    "holds_bokehflow",
     "method_by_name",
     "predictions_in",
     "split_name",
@@ -30,6 +34,12 @@ IDENTITY = "identity"
 
 BOOST = "+boost"
 """Ending of a classical renderer's name: clipped highlights get light back before blurring."""
+
+SHIPPED = "flow"
+"""Name of the BokehFlow inside the package."""
+
+PHYSICS = "-physics"
+"""Ending of a BokehFlow's name: what it renders before it adds anything of its own."""
 
 GAUSSIAN_SIGMAS = (0.0, 0.4, 0.7, 1.0, 1.5, 2.2, 3.2, 4.5, 6.5, 9.0, 13.0)
 
@@ -57,17 +67,30 @@ def check_device(device: str) -> None:
         raise ValueError(f"--device {device} cannot be used here: {reason}") from problem
 
 
+def holds_bokehflow(folder: str | Path) -> bool:
+    """Whether the folder holds a BokehFlow, as a model or as a pipeline."""
+    for file in (Path(folder) / "model_index.json", Path(folder) / "config.json"):
+        if file.is_file():
+            try:
+                name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
+            except (ValueError, AttributeError):
+                return False
+            return str(name).startswith("BokehFlow")
+    return False
+
+
 def method_by_name(name: str, device: str = "cpu", given: str = "srgb8") -> Method:
     """The method of that name, the pipeline in the model folder, or the function, of that name.
 
     ``tiny`` is the checkpoint inside the package; ``layered``, ``scatter``, ``pyramid`` are the
     classical renderers, with ``+boost`` after clipped highlights were given light back;
     ``gaussian`` is one global Gaussian whose width is chosen per image by looking at the truth (a
-    bound, not a competitor); ``identity`` returns the photograph; ``module:function`` and
-    ``file.py:function`` are Python functions (see :mod:`evaluation.callables`). ``given`` says what
-    it sees: ``srgb8`` (the 8-bit photograph) or ``linear`` (linear light that is not cut off at
-    white). Raises ValueError for anything else that is not a folder, and for a method that does not
-    take what is given.
+    bound, not a competitor); ``flow`` is the BokehFlow inside the package, ``flow-physics`` its
+    physics rendering alone, as FOLDER and FOLDER-physics are those of a BokehFlow in a folder;
+    ``identity`` returns the photograph; ``module:function`` and ``file.py:function`` are Python
+    functions (see :mod:`evaluation.callables`). ``given`` says what it sees: ``srgb8`` (the 8-bit
+    photograph) or ``linear`` (linear light that is not cut off at white). Raises ValueError for
+    anything else that is not a folder, and for a method that does not take what is given.
     """
     from bokehdiff.rendering.render import METHODS
 
@@ -104,7 +127,9 @@ def method_by_name(name: str, device: str = "cpu", given: str = "srgb8") -> Meth
             device=device,
         )
     classical = ", ".join(METHODS)
-    if name == "tiny" or Path(name).is_dir() or is_callable_name(name):
+    of_network = name if Path(name).is_dir() else name.removesuffix(PHYSICS)
+    is_bokehflow = of_network == SHIPPED or holds_bokehflow(of_network)
+    if name == "tiny" or is_bokehflow or Path(name).is_dir() or is_callable_name(name):
         if linear:
             raise ValueError(
                 f"--method {name} takes photographs that are cut off at white; wanted one of "
@@ -114,6 +139,8 @@ def method_by_name(name: str, device: str = "cpu", given: str = "srgb8") -> Meth
             import bokehdiff
 
             return _pipeline(name, Path(bokehdiff.TINY), device, "bokehdiff.TINY")
+        if is_bokehflow:
+            return _bokehflow(of_network, device, physics_alone=of_network != name)
         if Path(name).is_dir():
             return _pipeline(Path(name).resolve().name, Path(name), device, repr(name))
         place, _, function = name.rpartition(":")
@@ -125,9 +152,10 @@ def method_by_name(name: str, device: str = "cpu", given: str = "srgb8") -> Meth
             rendering_with(function_named(name)),
         )
     raise ValueError(
-        f"--method {name} is neither one of tiny, {classical}, gaussian, identity, nor "
-        f"{next(iter(METHODS))}{BOOST} or another with boosted highlights, nor a folder with a "
-        "model, nor a Python function (module:function or path/to/file.py:function)."
+        f"--method {name} is neither one of tiny, {SHIPPED}, {SHIPPED}{PHYSICS}, {classical}, "
+        f"gaussian, identity, nor {next(iter(METHODS))}{BOOST} or another with boosted highlights, "
+        "nor a folder with a model, nor a Python function (module:function or "
+        "path/to/file.py:function)."
     )
 
 
@@ -264,5 +292,19 @@ def _pipeline(name: str, folder: Path, device: str, shown: str) -> Method:
         f"BokehDiffPipeline.from_pretrained({shown}), one step, given 8-bit sRGB, disparity "
         "mapped to [0, 1], df and K",
         lambda photograph: render_with(pipeline, photograph),
+        device=device,
+    )
+
+
+def _bokehflow(folder: str, device: str, physics_alone: bool) -> Method:
+    from evaluation.flow_networks import blurred_by, described, read_network
+
+    network = read_network(folder, device)
+    part = "what it renders before it adds anything of its own" if physics_alone else "whole"
+    return Method(
+        f"{Path(folder).resolve().name}{PHYSICS if physics_alone else ''}",
+        f"BokehFlow ({described(network)}), {part}, given 8-bit sRGB, disparity mapped to [0, 1], "
+        "df and K",
+        lambda photograph: blurred_by(network, photograph, physics_alone),
         device=device,
     )

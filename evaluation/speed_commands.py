@@ -21,6 +21,12 @@ EXAMPLES = """examples:
   python -m evaluation speed pipeline --device cuda --dtype bfloat16 --size 1024x1024
   python -m evaluation speed pipeline --refocus --shapes tiny --size 512x512
   python -m evaluation speed pipeline --megapixels 1,4,12,24 --model tiny
+  python -m evaluation speed flow --variant nano --size 1280x720 --size 1920x1080
+  python -m evaluation speed flow --variant small --device cuda --dtype bfloat16 --compile
+  python -m evaluation speed flow --linearity --mixer gated_conv --mixer bigdr
+  python -m evaluation speed flow --training-step --mixer bigdr --variant small
+  python -m evaluation speed flow --stream 300 --model FOLDER
+  python -m evaluation speed recurrence --side 32,64,128
 """
 
 
@@ -32,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_classical(subjects)
     add_pisa(subjects)
     add_pipeline(subjects)
+    add_flow(subjects)
+    add_recurrence(subjects)
 
 
 def packages(arguments: argparse.Namespace) -> list[str]:
@@ -40,6 +48,8 @@ def packages(arguments: argparse.Namespace) -> list[str]:
         return ["matplotlib"] if arguments.plot else []
     if arguments.subject == "pipeline":
         return ["skimage"] if arguments.megapixels else []
+    if arguments.subject in ("flow", "recurrence"):
+        return []
     return ["scipy.ndimage", "skimage"]
 
 
@@ -238,6 +248,93 @@ def add_pipeline(subjects: argparse._SubParsersAction) -> None:
     pipeline.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
 
 
+def add_flow(subjects: argparse._SubParsersAction) -> None:
+    """The arguments of ``speed flow``."""
+    from evaluation.flow_networks import add_networks
+
+    flow = subjects.add_parser(
+        "flow",
+        help="films through BokehFlow: frames per second, memory, training",
+        description="Measure frames per second and memory of films through BokehFlow; what a photo "
+        "of twice the size costs; a step of training; or the memory of a long film.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_networks(flow, ["nano"], ["gated_conv"])
+    mode = flow.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--linearity",
+        action="store_true",
+        help="time and memory per pixel and arithmetic per token at one size and at twice its "
+        "sides",
+    )
+    mode.add_argument(
+        "--training-step",
+        action="store_true",
+        help="a step of training, and with recurrences beside loops over tokens",
+    )
+    mode.add_argument(
+        "--stream", type=int, metavar="N", help="whether memory grows over a film of N frames"
+    )
+    flow.add_argument(
+        "--size",
+        action="append",
+        metavar="WxH",
+        help="width and height in pixels; may be given several times. Default: 1280x720 and "
+        "1920x1080; 256x256 with --linearity and --training-step; 320x180 with --stream",
+    )
+    flow.add_argument("--batch", type=int, default=4, help="of --training-step, default 4")
+    flow.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "float16", "bfloat16"],
+        help="of weights and activations of films, default %(default)s",
+    )
+    flow.add_argument("--compile", action="store_true", help="films by torch.compile")
+    flow.add_argument("--repeats", type=int, default=5, help="that count, default %(default)s")
+    flow.add_argument("--threads", type=int, default=1, help="CPU threads, default %(default)s")
+    flow.add_argument("--device", default="cpu", help="cpu (default), cuda")
+    flow.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
+
+
+def add_recurrence(subjects: argparse._SubParsersAction) -> None:
+    """The arguments of ``speed recurrence``."""
+    recurrence = subjects.add_parser(
+        "recurrence",
+        help="the gated delta rule in chunks beside loops over tokens",
+        description="Measure time, memory and error of the gated delta rule on square grids of "
+        "tokens, and of loops over tokens on one of them.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    recurrence.add_argument(
+        "--side",
+        default="32,64,128",
+        metavar="N,N",
+        help="of the grids in tokens, default %(default)s",
+    )
+    recurrence.add_argument(
+        "--loop-side",
+        type=int,
+        default=64,
+        metavar="N",
+        help="of the grid that the loops run over, default %(default)s",
+    )
+    recurrence.add_argument(
+        "--sequences",
+        type=int,
+        default=16,
+        help="four directions times heads times images, default %(default)s",
+    )
+    recurrence.add_argument(
+        "--channels", type=int, default=24, help="of keys and of values, default %(default)s"
+    )
+    recurrence.add_argument("--repeats", type=int, default=5, help="default %(default)s")
+    recurrence.add_argument("--threads", type=int, default=1, help="CPU threads, default 1")
+    recurrence.add_argument("--device", default="cpu", help="cpu (default), cuda")
+    recurrence.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
+
+
 def measure_render(arguments: argparse.Namespace) -> None:
     """Times the pipeline on one photograph; prints a sentence and writes the JSON."""
     import torch
@@ -385,6 +482,53 @@ def measure_pipeline(arguments: argparse.Namespace) -> None:
         print(f"All figures: {arguments.out}")
 
 
+def measure_flow(arguments: argparse.Namespace) -> None:
+    """Measures BokehFlow in one of four ways; prints the table and writes the JSON."""
+    from evaluation import flow_speed
+
+    flow_speed.run(arguments)
+
+
+def measure_recurrence(arguments: argparse.Namespace) -> None:
+    """Times the gated delta rule; prints the table and writes the JSON."""
+    import torch
+
+    from evaluation import recurrence_speed, report
+    from evaluation.pisa_speed import numbers
+
+    sides = [int(side) for side in numbers(arguments.side, "--side")]
+    if min(sides) < 1:
+        raise ValueError(f"--side takes whole numbers of at least 1, got {arguments.side}.")
+    for name in ("loop_side", "sequences", "channels", "repeats", "threads"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(
+                f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}."
+            )
+    torch.set_num_threads(arguments.threads)
+    shape = arguments.sequences, arguments.channels
+    rows = recurrence_speed.measure(
+        sides, arguments.loop_side, arguments.repeats, *shape, arguments.device
+    )
+    machine = report.hardware(arguments.device)
+    protocol = recurrence_speed.protocol(*shape, arguments.repeats, arguments.device)
+    print(recurrence_speed.table(rows))
+    print()
+    print(protocol)
+    print(report.hardware_sentence(machine))
+    if arguments.out:
+        report.write_json(
+            arguments.out,
+            {
+                "benchmark": "speed recurrence",
+                "protocol": protocol,
+                "command": arguments.command_line,
+                "hardware": machine,
+                "recurrence": [vars(row) for row in rows],
+            },
+        )
+        print(f"All figures: {arguments.out}")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Times what was asked for; returns 0. ValueError for mistakes."""
     subjects = {
@@ -392,6 +536,8 @@ def run(arguments: argparse.Namespace) -> int:
         "classical": measure_classical,
         "pisa": measure_pisa,
         "pipeline": measure_pipeline,
+        "flow": measure_flow,
+        "recurrence": measure_recurrence,
     }
     subjects[arguments.subject](arguments)
     return 0

@@ -58,7 +58,14 @@ from .bokehflow_lens import (
 )
 from .convolutional_unet import start_at_zero
 from .gated_convolution import GROUPS, FilmScaleAndShift, GatedConvolutionBlock
-from .temporal_state import BokehFlowState, FeatureCarry, Stillness, carried, remembered
+from .temporal_state import (
+    BokehFlowState,
+    FeatureCarry,
+    Stillness,
+    as_cells,
+    carried,
+    remembered,
+)
 
 __all__ = ["VARIANTS", "BokehFlowModel", "BokehFlowOutput", "DepthFindings", "Observation"]
 
@@ -469,6 +476,7 @@ class BokehFlowModel(ModelMixin, ConfigMixin):
         change = None
         if self.config.temporal == "feature" and last is not None:
             change = self.stillness.change(picture, last)
+            picture = carried(picture, last, as_cells(self.stillness(change)))
         observation = Observation(photo, (height, width), stem, picture, change, state)
         if self.config.fusion == "depth_to_bokeh":
             observation.depth = self._find_depth(observation)

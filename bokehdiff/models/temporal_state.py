@@ -20,17 +20,17 @@ import torch.nn.functional as F
 from .bokehflow_heads import PIXELS_PER_TOKEN
 from .convolutional_unet import start_at_zero
 
-__all__ = ["BokehFlowState", "FeatureCarry", "Stillness", "carried", "remembered"]
+__all__ = ["BokehFlowState", "FeatureCarry", "Stillness", "as_cells", "carried", "remembered"]
 
 NEIGHBOURHOOD = 5
 """Tokens per side over which a change of the picture is averaged."""
 
-CUT = 2.0
+CUT = 3.0
 """A scene is cut where the picture changes by this many times the tolerance, on average."""
 
-INITIAL_TOLERANCE = 0.07
-"""Of display-encoded values averaged over 2 x 2 pixels: 2.5 times the change that noise with a
-standard deviation of 0.05 makes."""
+INITIAL_TOLERANCE = 0.05
+"""Of display-encoded values averaged over 2 x 2 pixels: over twice the change that noise with a
+standard deviation of 0.05 makes against a picture that is carried itself."""
 
 INITIAL_OPENNESS = 4.0
 
@@ -43,7 +43,8 @@ class BokehFlowState:
     """What one frame leaves to the next; what a model does not carry is None.
 
     Args:
-        picture: (B, 3, H/2, W/2) what the frame looked like, see :func:`remembered`.
+        picture: (B, 3, H/2, W/2) what the film looks like, carried as the features are, see
+            :func:`remembered`: so that slow changes add up until they are noticed.
         depth_features, bokeh_features: (B, C, H/4, W/4) ends of the two streams.
         bokeh: (B, 3, H, W) the frame with lens blur, padded.
         lens: (B, 5) the camera and the strength it was made with.
@@ -151,6 +152,11 @@ class FeatureCarry(nn.Module):
 def remembered(photo: torch.Tensor) -> torch.Tensor:
     """(B, 3, H/2, W/2): the photo (B, 3, H, W) averaged over 2 x 2 pixels."""
     return F.avg_pool2d(photo, PIXELS_PER_CELL)
+
+
+def as_cells(tokens: torch.Tensor) -> torch.Tensor:
+    """Values of tokens (B, 1, H/4, W/4) on the grid of the remembered picture, unchanged."""
+    return F.interpolate(tokens, scale_factor=float(PIXELS_PER_TOKEN // PIXELS_PER_CELL))
 
 
 def carried(now: torch.Tensor, last: torch.Tensor, share: torch.Tensor) -> torch.Tensor:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bokehdiff.images import linear_to_srgb, srgb_to_linear
+from bokehdiff.models.bokehflow import BokehFlowModel
 from evaluation.callables import is_callable_name
 from evaluation.methods import method_by_name, predictions_in, split_name
 from evaluation.metrics import quantise_to_8_bit
@@ -84,6 +86,34 @@ def test_a_model_takes_a_focus_beyond_the_scene_and_a_flat_scene(model_folder: P
     flat = np.full_like(disparity(), 0.5)
     in_focus = method.render(photograph(disparity=flat, disparity_range=(0.5, 0.5), df=0.5))
     assert np.abs(in_focus - photograph().image / 255).max() <= 1 / 255
+
+
+def test_a_folder_with_a_bokehflow_is_the_network_and_its_physics(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = BokehFlowModel(channels=8, stem_channels=8, head_channels=8, blocks=2).eval()
+    with torch.no_grad():
+        network.bokeh_head.answer.bias.fill_(0.05)
+    network.save_pretrained(tmp_path / "network")
+    whole = method_by_name(str(tmp_path / "network"))
+    physics = method_by_name(f"{tmp_path / 'network'}-physics")
+    assert (whole.name, physics.name) == ("network", "network-physics")
+    assert "before it adds anything" in physics.description and "df and K" in whole.description
+    one = photograph()
+    found, rendered = whole.render(one), physics.render(one)
+    assert found.shape == rendered.shape == one.image.shape
+    assert np.abs(found - rendered).max() > 0.001, "the network adds something"
+    image = torch.from_numpy(one.image / np.float32(255)).permute(2, 0, 1)[None]
+    disparity = torch.from_numpy((one.disparity - 0.2) / 0.6)[None, None]
+    wanted = network.blur(image, 1.0, 10.0 * 0.6, disparity=disparity, return_physics=True)
+    for made, of_network in ((found, wanted.bokeh), (rendered, wanted.physics)):
+        assert np.abs(made - of_network[0].permute(1, 2, 0).detach().numpy()).max() < 1e-5
+    # The unit of the disparity, and where it begins, do not matter; the focus may lie beyond it.
+    assert np.abs(whole.render(moved(one, 2.0, -1.0)) - found).max() < 1e-3
+    assert np.isfinite(whole.render(photograph(df=1.5))).all()
+    with pytest.raises(ValueError, match="cut off at white"):
+        method_by_name(str(tmp_path / "network"), given="linear")
+    with pytest.raises(ValueError, match="is neither one of tiny, flow, flow-physics"):
+        method_by_name("physics")
 
 
 def test_the_gaussian_is_the_best_of_its_widths() -> None:

@@ -28,12 +28,27 @@ def test_speed_of_a_small_photograph(tmp_path):
         assert 0 < measured[name] < 200
 
 
+def test_speed_of_the_recurrence(tmp_path):
+    out = tmp_path / "recurrence.json"
+    shape = ("--side", "4,8", "--loop-side", "4", "--sequences", "2", "--channels", "4")
+    finished = run("recurrence", *shape, "--repeats", "1", "--out", str(out))
+    assert finished.returncode == 0, finished.stderr
+    assert "tuned loop" in finished.stdout and "processor time" in finished.stdout
+    measured = json.loads(out.read_text())
+    chunks = [row for row in measured["recurrence"] if row["method"] == "chunks"]
+    assert [row["tokens"] for row in chunks] == [16, 64, 16, 64]
+    assert all(row["milliseconds"] > 0 for row in measured["recurrence"])
+    assert measured["command"].startswith("python -m evaluation speed recurrence --side 4,8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (("render", "--megapixels", "0"), "--megapixels must be in [0.01, 100], got 0"),
         (("render", "--repeats", "0"), "--repeats must be at least 1, got 0"),
         (("render", "--device", "abacus"), "--device abacus cannot be used here"),
+        (("recurrence", "--side", "0,4"), "--side takes whole numbers of at least 1, got 0,4"),
+        (("recurrence", "--loop-side", "0"), "--loop-side must be at least 1, got 0"),
         (("render", "--out", "no/such/folder/speed.json"), "There is no folder no/such/folder"),
     ],
 )
