@@ -43,7 +43,8 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="tiny (the checkpoint inside the package), layered, scatter, pyramid, one of these "
+        help="tiny (the checkpoint inside the package), flow (the small fast network inside it), "
+        "flow-physics, layered, scatter, pyramid, one of these "
         "three with +boost (clipped highlights get light back first), gaussian (the best global "
         "one, chosen with the truth), a model folder, or a Python function of image, disparity, df "
         "and K (module:function or path/to/file.py:function); NAME=... to give it another name; "

@@ -69,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="tiny (the checkpoint inside the package), layered, scatter, pyramid, one of these "
+        help="tiny (the checkpoint inside the package), flow (the small fast network inside it), "
+        "flow-physics, layered, scatter, pyramid, one of these "
         "three with +boost (clipped highlights get light back first), gaussian, identity, or a "
         "model folder; may be given several times. The identity is always in the table.",
     )
