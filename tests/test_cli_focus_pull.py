@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import imageio.v2
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +11,7 @@ from typer.testing import CliRunner
 
 from bokehdiff.cli import app
 from bokehdiff.cli.focus_pull import Easing, eased
+from bokehdiff.video_files import open_video
 
 
 def run(*arguments: object):
@@ -48,8 +48,7 @@ def test_the_focus_moves_from_one_thing_to_the_other(scene: Path, method: str) -
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "pull.mp4 (6 frames, df 0.8 to 0.1, K 8)" in result.stdout
-    with imageio.v2.get_reader(scene / "pull.mp4") as video:
-        frames = [np.asarray(frame) for frame in video]
+    frames = [frame.picture for frame in open_video(scene / "pull.mp4").frames()]
     assert len(frames) == 6 and frames[0].shape == (48, 64, 3)
     near, far = zip(*map(contrast, frames), strict=True)
     assert near[0] > 2 * near[-1] and far[-1] > 2 * far[0]

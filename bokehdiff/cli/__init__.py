@@ -8,14 +8,16 @@ import typer
 
 from .. import __version__
 from .depth import DEPTH_EXAMPLES, depth
+from .export import export
 from .focus_pull import FOCUS_PULL_EXAMPLES, focus_pull
 from .info import info
 from .render import RENDER_EXAMPLES, render
 from .stack import STACK_EXAMPLES, stack
+from .video import VIDEO_EXAMPLES, video
 
 app = typer.Typer(
     name="bokehdiff",
-    help="Lens blur for photographs.",
+    help="Lens blur for photographs and films.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -46,6 +48,8 @@ app.command(epilog=RENDER_EXAMPLES)(render)
 app.command(epilog=FOCUS_PULL_EXAMPLES)(focus_pull)
 app.command(epilog=DEPTH_EXAMPLES)(depth)
 app.command(epilog=STACK_EXAMPLES)(stack)
+app.command(epilog=VIDEO_EXAMPLES)(video)
+app.add_typer(export)
 app.command()(info)
 
 

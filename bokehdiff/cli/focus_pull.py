@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..easing import eased as gently
 from . import options
 from .disparities import check_unit, depth_estimator, disparity_of, find_disparities
 from .options import LensOptions, parse_focus, parse_tiling
@@ -167,7 +168,7 @@ def focus_pull(
 
 def eased(time: float, easing: Easing) -> float:
     """How far the focus has moved, 0 to 1, at a time from 0 to 1."""
-    return time * time * (3 - 2 * time) if easing is Easing.smooth else time
+    return gently(time) if easing is Easing.smooth else time
 
 
 def _frame_count(seconds: float, frames_per_second: float) -> int:

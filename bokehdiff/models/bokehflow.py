@@ -59,6 +59,7 @@ from .bokehflow_lens import (
 from .convolutional_unet import start_at_zero
 from .gated_convolution import GROUPS, FilmScaleAndShift, GatedConvolutionBlock
 from .temporal_state import (
+    CUT,
     BokehFlowState,
     FeatureCarry,
     Stillness,
@@ -147,6 +148,11 @@ class Observation:
     change: torch.Tensor | None
     last: BokehFlowState | None
     depth: DepthFindings | None = None
+
+    @property
+    def begins_scene(self) -> bool:
+        """Whether the picture of the film has changed as at a cut; a first frame has not."""
+        return self.change is not None and float(self.change.mean()) > CUT
 
     @property
     def inverse_depth(self) -> torch.Tensor | None:

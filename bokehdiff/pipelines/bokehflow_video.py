@@ -24,7 +24,7 @@ from ..lens import check_lens_arguments, choose_lens
 from ..models.bidirectional_recurrence import BlockMemory
 from ..models.bokehflow import BokehFlowModel, BokehFlowOutput, Observation
 from ..models.bokehflow_heads import PIXELS_PER_TOKEN
-from ..models.temporal_state import CUT, PIXELS_PER_CELL, BokehFlowState
+from ..models.temporal_state import PIXELS_PER_CELL, BokehFlowState
 from ..rendering import Aperture
 from .bokehflow_loading import (
     PipelineWithBokehFlow,
@@ -157,7 +157,7 @@ class VideoBlur:
             aperture=aperture,
         )
         assert blurred.state is not None
-        if observation.change is not None and float(observation.change.mean()) > CUT:
+        if observation.begins_scene:
             self.cuts.append(self.frame_number)
         # In one order in memory, so that a stored state rounds as the one that was kept.
         self._state = blurred.state.to(memory_format=torch.contiguous_format)

@@ -78,7 +78,8 @@ def test_the_frames_of_a_stream_are_those_of_the_model(pipe):
             state = output.state
             by_hand.append(output.bokeh)
     streamed = blurred(pipe, clip, df=DF, K=K)
-    assert torch.equal(streamed, torch.cat(by_hand))
+    # The clip keeps its state in another layout of memory, in which sums round otherwise.
+    assert (streamed - torch.cat(by_hand)).abs().max() < 1e-6
     film = pipe.start()
     for number, frame in enumerate(clip.split(1)):
         assert film.frame_number == number
@@ -136,7 +137,8 @@ def test_the_lens_may_change_and_depth_is_still_carried(pipe):
             if number in (2, 3, 4, 5):
                 seen.change = None  # nothing of the blur is carried, depth was already
                 anew = pipe.model.blur(seen, *lens, **depth).bokeh
-                assert torch.equal(pulled[number].bokeh, anew)
+                # As above: another layout of memory rounds otherwise.
+                assert (pulled[number].bokeh - anew).abs().max() < 1e-6
 
 
 def test_values_of_each_frame(pipe):
