@@ -76,7 +76,7 @@ def flow(
 
     Photos of any size and the camera go in, photos with lens blur come out. The file tells its
     inputs, outputs and units in its metadata. It is written only if onnxruntime gives the same
-    pictures with it as the network; that takes about a minute.
+    pictures with it as the network; that takes a minute or two.
     """
     with plain_speech():
         from ..onnx_files import onnx_file_to_write
