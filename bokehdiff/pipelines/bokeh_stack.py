@@ -44,6 +44,7 @@ from ..images import ImageInput, as_image_batch, crop_to, pad_to_multiple
 # A component is found again at loading only if its module is imported by then.
 from ..models.bokeh_adapter import LARGEST_STRENGTH, BokehAdapter, BokehCondition
 from ..stack_strengths import check_strengths, strengths_of_camera
+from .picture_output import pictures_as
 from .stack_inputs import (
     check_generators,
     check_prompts,
@@ -408,7 +409,7 @@ class BokehStackPipeline(FluxKontextPipeline):
                 picture = transfer_colours(picture, colours, colour_transfer)
                 stack[number] = torch.from_numpy(picture).to(device).permute(2, 0, 1) / 255
         output = BokehStackOutput(
-            images=_as_output_type(stack, output_type),
+            images=pictures_as(stack, output_type),
             K=strengths,
             network_K=told,
             network_size=(working[1], working[0]),
@@ -560,14 +561,3 @@ def _resized(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def _eight_bits(pictures: torch.Tensor) -> np.ndarray:
     """(B, H, W, 3) uint8 of (B, 3, H, W) in [0, 1], rounded to nearest."""
     return (pictures.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
-
-
-def _as_output_type(
-    pictures: torch.Tensor, output_type: str
-) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
-    """(B, 3, H, W) in [0, 1] as the user wants it."""
-    if output_type == "pt":
-        return pictures
-    if output_type == "np":
-        return pictures.permute(0, 2, 3, 1).cpu().numpy()
-    return [PIL.Image.fromarray(one) for one in _eight_bits(pictures)]

@@ -49,6 +49,7 @@ from ..overlay import coc_overlay
 from ..windows import Window
 from .base_models import check_all_loaded, check_plain_variant, check_single_file
 from .detail import RESIDUAL_GONE_RADIUS, put_back_detail
+from .picture_output import pictures_as
 from .switches import PipelineWithSwitches, one_at_a_time
 from .tiled_codec import codec_strip_for, decode_in_tiles, encode_in_tiles
 from .tiling import Tiling, check_tiling, tiles_for, window_pixels_for
@@ -734,11 +735,11 @@ class BokehDiffPipeline(PipelineWithBokehWeights, PipelineWithSwitches):
                 if codec_image is not None:
                     codec_image = codec_image.to(device).expand_as(image)
                 rendered = put_back_detail(rendered, image, codec_image, defocus)
-            images = self._as_output_type(rendered.clamp(0, 1).float(), output_type)
+            images = pictures_as(rendered.clamp(0, 1).float(), output_type)
         coc = None
         if return_coc:
             overlay = coc_overlay(image, defocus)
-            coc = self._as_output_type(overlay, "pt" if output_type == "latent" else output_type)
+            coc = pictures_as(overlay, "pt" if output_type == "latent" else output_type)
         self.maybe_free_model_hooks()
         return BokehDiffPipelineOutput(images=images, coc=coc)
 
@@ -1075,17 +1076,6 @@ class BokehDiffPipeline(PipelineWithBokehWeights, PipelineWithSwitches):
         finally:
             if upcast:
                 self.vae.half()
-
-    def _as_output_type(
-        self, images: torch.Tensor, output_type: str
-    ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
-        """(B, 3, H, W) in [0, 1] as the user wants it."""
-        if output_type == "pt":
-            return images
-        arrays = images.permute(0, 2, 3, 1).cpu().numpy()
-        if output_type == "np":
-            return arrays
-        return [PIL.Image.fromarray(one) for one in np.rint(arrays * 255).astype(np.uint8)]
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 import torch.nn.functional as F
 from diffusers.utils import BaseOutput
@@ -33,6 +31,7 @@ from .bokehflow_loading import (
     tell_of_clamping,
 )
 from .detail import put_back_detail
+from .picture_output import Pictures, pictures_as
 
 __all__ = ["BokehFlowPipeline", "BokehFlowPipelineOutput", "BokehFlowScene"]
 
@@ -59,13 +58,13 @@ class BokehFlowPipelineOutput(BaseOutput):
             form of ``images``.
     """
 
-    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    images: Pictures
     disparity: torch.Tensor
     metric: bool
     df: torch.Tensor
     K: torch.Tensor
     clamped_share: torch.Tensor
-    coc: list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None
+    coc: Pictures | None = None
 
 
 @dataclass
@@ -358,13 +357,13 @@ class BokehFlowPipeline(PipelineWithBokehFlow):
         clamped_share = torch.cat(clamped_shares)
         tell_of_clamping(self.model, clamped_share, photo_width_px)
         output = BokehFlowPipelineOutput(
-            images=_as_output_type(torch.cat(pictures), output_type),
+            images=pictures_as(torch.cat(pictures), output_type),
             disparity=scene.disparity,
             metric=scene.metric,
             df=lens.df,
             K=lens.K,
             clamped_share=clamped_share,
-            coc=_as_output_type(torch.cat(overlays), output_type) if return_coc else None,
+            coc=pictures_as(torch.cat(overlays), output_type) if return_coc else None,
         )
         return output if return_dict else output.to_tuple()
 
@@ -388,15 +387,3 @@ def _large_enough(maps: torch.Tensor) -> torch.Tensor:
     the last row and column are repeated."""
     right, below = (max(SMALLEST_SIDE - side, 0) for side in (maps.shape[-1], maps.shape[-2]))
     return F.pad(maps, (0, right, 0, below), mode="replicate") if right or below else maps
-
-
-def _as_output_type(
-    pictures: torch.Tensor, output_type: str
-) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
-    """(N, 3, H, W) in [0, 1] as the user wants it."""
-    if output_type == "pt":
-        return pictures
-    arrays: np.ndarray = pictures.permute(0, 2, 3, 1).cpu().numpy()
-    if output_type == "np":
-        return arrays
-    return [PIL.Image.fromarray(one) for one in np.rint(arrays * 255).astype(np.uint8)]
