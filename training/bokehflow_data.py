@@ -31,15 +31,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from bokehdiff.models.bokehflow_lens import nominal_metres
 from bokehdiff.optics import lens_strength, strength_from_camera
-from training.samples import AugmentedCrops, draw, seeded_generator
+from training.samples import AugmentedCrops, draw, scenes_on_the_fly, seeded_generator
 
 KINDS = ("stills", "clips", "pairs")
 """Photographs of `data_synthesis procedural`, clips of `data_synthesis clips`, and pairs of real
 photographs."""
 MANIFEST = "manifest.jsonl"
-FARTHEST, NEAREST = 0.1, 1.0
-"""Inverse depths in 1/m that relative disparities of 0 and 1 are read as: 10 m and 1 m."""
 PHOTO_WIDTHS_PX = (384, 1920)
 """Widths of the photos that stills are taken for crops of, drawn log-uniformly."""
 VALIDATION_PHOTO_WIDTH_PX = 1280
@@ -120,13 +119,15 @@ def still_sample(scene: Mapping[str, Tensor], generator: torch.Generator | None)
         low, high = map(math.log, PHOTO_WIDTHS_PX)
         share = float(torch.rand((), generator=generator))
         width = math.exp(low + (high - low) * share)
-    span = NEAREST - FARTHEST
+    inverse_depth, df, K = nominal_metres(
+        scene["disparity"], scene["df"].float(), scene["K"].float()
+    )
     return {
         "frames": scene["image"][None],
         "bokeh": scene["target"][None],
-        "inverse_depth": (FARTHEST + span * scene["disparity"])[None],
-        "df": FARTHEST + span * scene["df"].float(),
-        "K": scene["K"].float() / span,
+        "inverse_depth": inverse_depth[None],
+        "df": df,
+        "K": K,
         "photo_width_px": torch.tensor(width),
         "metric": torch.tensor(True),
     }
@@ -288,16 +289,7 @@ def open_scenes(folder: str | None, seed: int, args: argparse.Namespace) -> tupl
         from data_synthesis.procedural import ProceduralScenes as Scenes
     else:
         from data_synthesis.clip_scenes import ClipScenes as Scenes
-    options = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in args.data_options.items()
-    }
-    try:
-        return Scenes(seed, size=args.data_size, **options), None
-    except TypeError as error:
-        raise ValueError(
-            f"The settings in data.options do not fit {Scenes.__name__}: {error}."
-        ) from error
+    return scenes_on_the_fly(Scenes, seed, args.data_size, args.data_options), None
 
 
 def training_crops(args: argparse.Namespace) -> FlowCrops:

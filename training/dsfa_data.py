@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from training.samples import AugmentedCrops, draw, seeded_generator
+from training.samples import AugmentedCrops, draw, scenes_on_the_fly, seeded_generator
 
 REFERENCE_NAMES = ("ref", "source_rgb", "image_path")
 """What manifests call the sharp picture; the first that is there counts."""
@@ -179,16 +179,7 @@ def open_stacks(source: str | None, seed: int, args: argparse.Namespace) -> tupl
         return stacks, len(stacks)
     from data_synthesis.stack_scenes import StackScenes
 
-    options = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in args.data_options.items()
-    }
-    try:
-        return StackScenes(seed, size=args.data_size, **options), None
-    except TypeError as error:
-        raise ValueError(
-            f"The settings in data.options do not fit StackScenes: {error}."
-        ) from error
+    return scenes_on_the_fly(StackScenes, seed, args.data_size, args.data_options), None
 
 
 def held_out_stacks(args: argparse.Namespace) -> list[dict[str, Tensor]]:

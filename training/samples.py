@@ -7,8 +7,8 @@ again therefore sees exactly the samples the uninterrupted run would have seen.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy
 import torch
@@ -184,3 +184,20 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
     """A worker that died of a signal meant to end the run would break the run before it saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def scenes_on_the_fly(kind: type, seed: int, size: int, options: Mapping[str, Any]) -> Any:
+    """Return endless scenes of a kind, with the ``data.options`` of a settings file.
+
+    Raises:
+        ValueError: the kind has no such option, or refuses its value.
+    """
+    values = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    try:
+        return kind(seed, size=size, **values)
+    except TypeError as error:
+        raise ValueError(
+            f"The settings in data.options do not fit {kind.__name__}: {error}."
+        ) from error
