@@ -26,6 +26,7 @@ from bokehdiff.models import StoredPrompt
 from bokehdiff.optics import signed_defocus
 from bokehdiff.pipelines.bokehdiff import BokehScene
 from bokehdiff.pipelines.detail import put_back_detail
+from bokehdiff.pipelines.picture_output import pictures_as
 from evaluation.memory import resident_bytes, restart_peak
 from evaluation.pisa_speed import DENSE_FORMULA, Case, check_dense_tables_fit
 from training.speed import SDXL_UNET, SDXL_VAE
@@ -245,7 +246,7 @@ class Photographed:
         return put_back_detail(self.rendered, self.scene.image, self.scene.codec_image, defocus)
 
     def output(self) -> Any:
-        return self.pipe._as_output_type(self.rendered, "pil")
+        return pictures_as(self.rendered, "pil")
 
     def first(self) -> Any:
         return self.pipe(self.photo, self.disparity, FOCUS_DISPARITY, self.K)
