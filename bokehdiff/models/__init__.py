@@ -7,6 +7,7 @@ from .depth_anything_dsfa import DepthAnythingDSFAConfig, DepthAnythingDSFAForDe
 from .discriminator import BokehDiscriminator
 from .dsfa import DSFABlock, DSFAEncoder
 from .light_transport_unet import LightTransportUNet
+from .litebokeh import GlassEncNet, LiteBokehOutput, TinyUnet
 from .space_to_depth import AutoencoderSpaceToDepth
 from .stored_prompt import StoredPrompt
 
@@ -20,6 +21,9 @@ __all__ = [
     "DSFAEncoder",
     "DepthAnythingDSFAConfig",
     "DepthAnythingDSFAForDepthEstimation",
+    "GlassEncNet",
     "LightTransportUNet",
+    "LiteBokehOutput",
     "StoredPrompt",
+    "TinyUnet",
 ]
