@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
-from transformers.utils import cached_file
 
-from ..checkpoints import is_no_hub_id
 from ..images import InputRepairedWarning
 
 # A component is found again at loading only if its module is imported by then.
 from ..models.bokehflow import REFERENCE_WIDTH, BokehFlowModel
 from ..rendering import Aperture
-from ..tensor_files import check_whole, first_line
 from ..whole_files import PathLike
+from .network_loading import read_network
 
 __all__ = [
     "PipelineWithBokehFlow",
@@ -85,7 +80,7 @@ class PipelineWithBokehFlow(DiffusionPipeline):
         Raises:
             ValueError: nothing there, another kind of model, or one that is damaged or incomplete.
         """
-        name = os.path.expanduser(os.fspath(pretrained_model_name_or_path))
+        name = os.fspath(pretrained_model_name_or_path)
         return cls(read_bokehflow(name, revision=revision, token=token, dtype=dtype))
 
 
@@ -100,49 +95,16 @@ def read_bokehflow(
 
     Arguments and errors as of :meth:`PipelineWithBokehFlow.from_pretrained`.
     """
-    if os.path.isfile(name):
-        raise ValueError(f"{name!r} is a file; wanted a folder. {HOW_TO_GET_BOKEHFLOW}")
-    if not os.path.isdir(name) and is_no_hub_id(name):
-        raise ValueError(
-            f"There is no folder {name!r}. Give a folder written by save_pretrained, or a name on "
-            f"the Hub. {HOW_TO_GET_BOKEHFLOW}"
-        )
-    from_hub: dict[str, Any] = dict(revision=revision, token=token)
-    loading = None
-    try:
-        inside = cached_file(
-            name, "model_index.json", **from_hub, _raise_exceptions_for_missing_entries=False
-        )
-        folder = "" if inside is None else "model"
-        config_file = cached_file(name, "config.json", subfolder=folder, **from_hub)
-        kind = json.loads(Path(config_file).read_text(encoding="utf-8")).get("_class_name")
-        if kind == BokehFlowModel.__name__:
-            model, loading = BokehFlowModel.from_pretrained(
-                name,
-                subfolder=folder or None,
-                dtype=dtype,
-                use_safetensors=True,
-                output_loading_info=True,
-                **from_hub,
-            )
-    except (
-        OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError,
-    ) as error:  # fmt: skip
-        raise ValueError(
-            f"{name!r} could not be loaded as a network of BokehFlow "
-            f"({first_line(error).rstrip('. ')}); wanted a folder with config.json and "
-            f"diffusion_pytorch_model.safetensors. {HOW_TO_GET_BOKEHFLOW}"
-        ) from error
-    if loading is None:
-        raise ValueError(
-            f"{name!r} holds a model of type {kind!r}; wanted {BokehFlowModel.__name__!r}. "
-            f"{HOW_TO_GET_BOKEHFLOW}"
-        )
-    check_whole(loading, name, "Copy or fetch it again.")
-    for tensor in (*model.parameters(), *model.buffers()):
-        # Copies: tensors mapped from a file lie at any address, where products round differently.
-        tensor.data = tensor.data.clone()
-    return model.eval().requires_grad_(False)
+    model: BokehFlowModel = read_network(
+        name,
+        {BokehFlowModel.__name__: BokehFlowModel},
+        system="BokehFlow",
+        how_to_get=HOW_TO_GET_BOKEHFLOW,
+        revision=revision,
+        token=token,
+        dtype=dtype,
+    )
+    return model
 
 
 def bring_in(model: BokehFlowModel) -> None:
