@@ -18,6 +18,10 @@ FLOW_NANO: str = str(Path(__file__).parent / "assets" / "flow_nano")
 """Folder of the small fast network inside the package, for ``from_pretrained`` of
 ``BokehFlowPipeline`` and ``BokehFlowVideoPipeline``."""
 
+COMPACT_TINY: str = str(Path(__file__).parent / "assets" / "compact_tiny")
+"""Folder of the network for phones inside the package, for ``LiteBokehPipeline.from_pretrained``
+and ``bokehdiff export compact``."""
+
 if TYPE_CHECKING:
     from .attention import PisaConfig, PisaGeometry, pisa_attention
     from .camera import Camera, subject_distance_m
@@ -39,7 +43,9 @@ if TYPE_CHECKING:
         DepthAnythingDSFAForDepthEstimation,
         DSFABlock,
         DSFAEncoder,
+        GlassEncNet,
         LightTransportUNet,
+        TinyUnet,
     )
     from .optics import (
         circle_of_confusion,
@@ -63,6 +69,7 @@ if TYPE_CHECKING:
         BokehStackPipeline,
         DepthFromBokehOutput,
         DepthFromBokehPipeline,
+        LiteBokehPipeline,
         depth_from_sweep,
     )
     from .rendering import Aperture, HighlightBoost, render_bokeh
@@ -77,6 +84,9 @@ __all__ = [
     "BokehFlowPipelineOutput",
     "BokehFlowVideoPipeline",
     "FLOW_NANO",
+    # Blur photographs as a phone can, from the photograph alone.
+    "LiteBokehPipeline",
+    "COMPACT_TINY",
     # Blur a photograph with classical optics.
     "render_bokeh",
     "Aperture",
@@ -121,8 +131,10 @@ __all__ = [
     "PisaConfig",
     "LightTransportUNet",
     "AutoencoderSpaceToDepth",
-    # The networks of films, of stacks and of depth from them, to build with.
+    # The networks of films, of phones, of stacks and of depth from them, to build with.
     "BokehFlowModel",
+    "TinyUnet",
+    "GlassEncNet",
     "BokehAdapter",
     "DepthAnythingDSFAForDepthEstimation",
     "DSFABlock",
@@ -141,6 +153,7 @@ _HOMES = {
         "BokehStackOutput",
         "DepthFromBokehPipeline",
         "DepthFromBokehOutput",
+        "LiteBokehPipeline",
         "depth_from_sweep",
     ),
     "rendering": ("render_bokeh", "Aperture", "HighlightBoost"),
@@ -177,6 +190,8 @@ _HOMES = {
         "DepthAnythingDSFAForDepthEstimation",
         "DSFABlock",
         "DSFAEncoder",
+        "GlassEncNet",
+        "TinyUnet",
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -69,7 +69,7 @@ def test_lazy_names_and_type_checker_imports_agree():
         for alias in node.names
     }
     assert imported == bokehdiff._HOME_OF
-    assert set(bokehdiff.__all__) == {*imported, "TINY", "FLOW_NANO", "__version__"}
+    assert set(bokehdiff.__all__) == {*imported, "TINY", "FLOW_NANO", "COMPACT_TINY", "__version__"}
 
 
 def test_rooms_are_attributes():

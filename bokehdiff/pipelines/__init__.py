@@ -7,6 +7,7 @@ from .bokehflow_video import BokehFlowVideoPipeline, VideoBlur
 from .depth_from_bokeh import DepthFromBokehPipeline
 from .depth_from_sweep import depth_from_sweep
 from .depth_output import DepthFromBokehOutput
+from .litebokeh import LiteBokehPipeline
 
 __all__ = [
     "BokehDiffPipeline",
@@ -20,6 +21,7 @@ __all__ = [
     "BokehStackPipeline",
     "DepthFromBokehOutput",
     "DepthFromBokehPipeline",
+    "LiteBokehPipeline",
     "VideoBlur",
     "depth_from_sweep",
 ]
