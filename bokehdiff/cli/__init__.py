@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .compact import COMPACT_EXAMPLES, compact
 from .depth import DEPTH_EXAMPLES, depth
 from .export import export
 from .focus_pull import FOCUS_PULL_EXAMPLES, focus_pull
@@ -45,6 +46,7 @@ def _root(
 
 
 app.command(epilog=RENDER_EXAMPLES)(render)
+app.command(epilog=COMPACT_EXAMPLES)(compact)
 app.command(epilog=FOCUS_PULL_EXAMPLES)(focus_pull)
 app.command(epilog=DEPTH_EXAMPLES)(depth)
 app.command(epilog=STACK_EXAMPLES)(stack)

@@ -19,7 +19,7 @@ from .renderers import (
     load_renderer,
     usable_device,
 )
-from .results import check_targets, one_by_one
+from .results import one_by_one, overlay_file, plan_outputs
 from .speech import Mistake, plain_speech
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def render(
         boost = _boost(method, highlights, highlight_threshold, highlight_gain)
         linear = [_is_linear(photo, method, highlights) for photo in photos]
         maps = find_disparities(photos, disparity)
-        targets = _plan_outputs(photos, linear, output, force, coc)
+        targets = plan_outputs(photos, linear, output, force, coc)
         device = usable_device(device)
         prepare = load_renderer(
             method, device, model=model, weights=weights, tiling=parse_tiling(tiling),
@@ -355,50 +355,6 @@ def _is_linear(photo: Path, method: Method, highlights: Highlights | None) -> bo
     return highlights is Highlights.hdr
 
 
-def _plan_outputs(
-    photos: list[Path], linear: list[bool], output: Path, force: bool, coc: bool
-) -> list[Path]:
-    """Decides every output file, and refuses before anything is rendered."""
-    from ..linear_images import LINEAR_LIGHT_SUFFIXES
-    from ..photographs import PHOTOGRAPH_SUFFIXES
-    from ..picture_encoding import check_encoder
-
-    suffix = output.suffix.lower()
-    into_folder = output.is_dir() or suffix == "" or len(photos) > 1
-    if len(photos) > 1 and suffix in PHOTOGRAPH_SUFFIXES and not output.is_dir():
-        raise Mistake(
-            f"-o {output} is one file for {len(photos)} photographs; wanted a folder, for instance "
-            f"-o {output.with_suffix('')}."
-        )
-    if not into_folder and suffix not in PHOTOGRAPH_SUFFIXES:
-        raise Mistake(
-            f"-o {output} ends in {suffix}; wanted a folder, or a file ending in one of "
-            f"{' '.join(PHOTOGRAPH_SUFFIXES)}."
-        )
-    if into_folder and output.is_file():
-        raise Mistake(f"-o {output} is a file; wanted a folder for the results.")
-    if not into_folder and not output.parent.is_dir():
-        raise Mistake(f"-o {output}: there is no folder {output.parent}; create it first.")
-    targets = [output]
-    if into_folder:
-        targets = []
-        for photo, is_linear in zip(photos, linear, strict=True):
-            kept = photo.suffix.lower() in PHOTOGRAPH_SUFFIXES
-            if photo.suffix.lower() in (*LINEAR_LIGHT_SUFFIXES, ".npy"):
-                kept = is_linear
-            targets.append(output / (photo.name if kept else f"{photo.stem}.png"))
-    overlays = [_overlay_file(target) for target in targets] if coc else []
-    check_targets(photos, targets, force, do="Render", done="rendered", more=overlays)
-    for target in targets:
-        check_encoder(target)
-    return targets
-
-
-def _overlay_file(target: Path) -> Path:
-    """Where the circles of confusion of a result are shown."""
-    return target.with_name(f"{target.stem}_coc.png")
-
-
 def _render_all(
     photos: list[Path],
     maps: list[Path | None],
@@ -437,7 +393,7 @@ def _render_all(
         write_photograph(target, result, read, linear=is_linear, overwrite=force)
         if coc:
             overlay = coc_overlay(shown, lens.signed_defocus(disparity))
-            write_image(_overlay_file(target), overlay, overwrite=force)
+            write_image(overlay_file(target), overlay, overwrite=force)
         return f"{target} ({described(lens)})"
 
     with torch.inference_mode():

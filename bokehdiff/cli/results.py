@@ -54,6 +54,58 @@ def check_targets(
         )
 
 
+def plan_outputs(
+    photos: list[Path], linear: list[bool], output: Path, force: bool, coc: bool
+) -> list[Path]:
+    """Decides every output file, and refuses before anything is rendered.
+
+    Args:
+        photos: what is read; one, or several for a folder.
+        linear: of each, whether its result is kept as linear light.
+        output: the file, or the folder.
+        force: whether results that exist are replaced.
+        coc: whether the circles of confusion are shown beside each (:func:`overlay_file`).
+    """
+    from ..linear_images import LINEAR_LIGHT_SUFFIXES
+    from ..photographs import PHOTOGRAPH_SUFFIXES
+    from ..picture_encoding import check_encoder
+
+    suffix = output.suffix.lower()
+    into_folder = output.is_dir() or suffix == "" or len(photos) > 1
+    if len(photos) > 1 and suffix in PHOTOGRAPH_SUFFIXES and not output.is_dir():
+        raise Mistake(
+            f"-o {output} is one file for {len(photos)} photographs; wanted a folder, for instance "
+            f"-o {output.with_suffix('')}."
+        )
+    if not into_folder and suffix not in PHOTOGRAPH_SUFFIXES:
+        raise Mistake(
+            f"-o {output} ends in {suffix}; wanted a folder, or a file ending in one of "
+            f"{' '.join(PHOTOGRAPH_SUFFIXES)}."
+        )
+    if into_folder and output.is_file():
+        raise Mistake(f"-o {output} is a file; wanted a folder for the results.")
+    if not into_folder and not output.parent.is_dir():
+        raise Mistake(f"-o {output}: there is no folder {output.parent}; create it first.")
+    targets = [output]
+    if into_folder:
+        targets = []
+        for photo, is_linear in zip(photos, linear, strict=True):
+            kept = photo.suffix.lower() in PHOTOGRAPH_SUFFIXES
+            if photo.suffix.lower() in (*LINEAR_LIGHT_SUFFIXES, ".npy"):
+                kept = is_linear
+            targets.append(output / (photo.name if kept else f"{photo.stem}.png"))
+    overlays = [overlay_file(target) for target in targets] if coc else []
+    check_targets(photos, targets, force, do="Render", done="rendered", more=overlays)
+    for target in targets:
+        check_encoder(target)
+    return targets
+
+
+def overlay_file(target: Path) -> Path:
+    """Where the circles of confusion of a result are shown."""
+    return target.with_name(f"{target.stem}_coc.png")
+
+
 def one_by_one(photos: Sequence[Path], work: Callable[[int], str]) -> int:
     """Does the work of each photograph, past any that fail; returns how many failed.
 
