@@ -1,5 +1,6 @@
 # make demo    a real photograph, rendered at three focus planes
 # make test    the tests, on up to four cores (make test PYTEST="--slow" for all of them)
+# make tflite  an environment of its own, .venv-tflite, for bokehdiff export compact --format tflite
 # make lint    style and types;  make format  puts the style right
 #
 # PYTHON  the interpreter a new environment is made from (3.10 or newer)
@@ -14,7 +15,7 @@ PYTEST ?=
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format install
+.PHONY: demo test lint format install tflite
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -31,6 +32,12 @@ lint: install
 format: install
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+# Its torch is older than that of the library may be, hence apart.
+tflite:
+	@test -x .venv-tflite/bin/python || $(PYTHON) -m venv .venv-tflite
+	.venv-tflite/bin/python -m pip install $(PIP) --editable ".[tflite]" pytest pytest-timeout
+	@echo "Now: .venv-tflite/bin/bokehdiff export compact -o compact.tflite --size 1536x1024"
 
 # The stamp holds what was installed and from where, so that pip runs only when one of them changed.
 install: $(RUN)
