@@ -269,7 +269,8 @@ class LayerScenes(EndlessScenes):
     before. ``scenes[i]`` is a dict of float32 tensors:
 
     - ``image`` (3, H, W): all-in-focus picture, sRGB in [0, 1], quantised to 8 bits, composed in
-      linear light: where the lens is in focus, it equals the target.
+      linear light: where the lens is in focus, it equals the target. With ``stopped_down`` it is
+      a little blurred as well.
     - ``disparity`` (1, H, W) in [0, 1], larger = nearer: at each pixel that of the nearest surface
       more than half opaque, with hard edges.
     - ``df`` (): focus disparity. ``K`` (): blur radius in pixels per unit of disparity.
@@ -294,6 +295,8 @@ class LayerScenes(EndlessScenes):
         facing_angle: foregrounds are turned away by up to this angle in degrees, in a random
             direction, seen through a lens of focal length 1.2 picture sides; less where they
             would leave their range of disparities.
+        stopped_down: ``image`` is taken through the same lens with this share of K, as a photo at a
+            small aperture is: f/16 beside a target at f/1.8 is 0.1125. 0 is all in focus.
         exposure: range of the factor on all light, in stops. Light beyond white is clipped in the
             image and not before the lens.
         aperture: one opening for all samples, or "random"; default the disc.
@@ -320,6 +323,7 @@ class LayerScenes(EndlessScenes):
         focus: Mapping[str, float] | None = None,
         radius: tuple[float, float] | None = None,
         facing_angle: float = 60.0,
+        stopped_down: float = 0.0,
         exposure: tuple[float, float] = (-1.0, 0.5),
         aperture: Aperture | Literal["random"] | None = None,
         samples_per_side: int | None = None,
@@ -377,6 +381,16 @@ class LayerScenes(EndlessScenes):
             raise ValueError(
                 f"facing_angle is {facing_angle!r}; wanted degrees from 0 to below 90."
             )
+        if not 0 <= stopped_down < 1:
+            raise ValueError(
+                f"stopped_down is {stopped_down!r}; wanted a share of the target's K from 0 to "
+                "below 1, for instance 1.8 / 16 for f/16 beside f/1.8."
+            )
+        if stopped_down and compat.image_in_display_space:
+            raise ValueError(
+                "An image composed in display values is all in focus; leave stopped_down out, or "
+                "set image_in_display_space=False."
+            )
         if not -8 <= exposure[0] <= exposure[1] <= 8:
             raise ValueError(f"exposure is {exposure!r}; wanted (lowest, highest) stops, -8 to 8.")
         if samples_per_side is not None and samples_per_side < 1:
@@ -387,6 +401,7 @@ class LayerScenes(EndlessScenes):
         self.layers, self.radius = (int(layers[0]), int(layers[1])), radius
         self.focus = {name: float(focus.get(name, 0)) for name in FOCUS_CHOICES}
         self.facing_angle, self.exposure = facing_angle, exposure
+        self.stopped_down = stopped_down
         self.aperture: Aperture | Literal["random"] | None = aperture
         self.samples_per_side, self.corrupted_share = samples_per_side, corrupted_share
         self.procedural_share = procedural_share
@@ -405,6 +420,8 @@ class LayerScenes(EndlessScenes):
     def settings(self) -> dict[str, Any]:
         """Everything that determines the samples, for the metadata of shards."""
         aperture = self.aperture
+        # Unsaid at its default: folders begun before it could be chosen are the same data set.
+        chosen = {"stopped_down": self.stopped_down} if self.stopped_down else {}
         return {
             "generator": "layers",
             "version": GENERATOR_VERSION,
@@ -422,6 +439,7 @@ class LayerScenes(EndlessScenes):
             "samples_per_side": self.samples_per_side,
             "corrupted_share": self.corrupted_share,
             "compat": dataclasses.asdict(self.compat),
+            **chosen,
         }
 
     def arrays(self, index: int) -> dict[str, Any]:
@@ -440,7 +458,7 @@ class LayerScenes(EndlessScenes):
             scene = self.compose(index, radius)
             K = self.strength(scene, radius, aperture)
             side = self.samples_per_side or lens_grid_side(radius)
-        image, disparity = self.image(scene), self.disparity(scene)
+        image, disparity = self.image(scene, K, aperture, side), self.disparity(scene)
         target = compat.to_display(scene.light(K, aperture, side))
         provenance = {**scene.provenance, "traced_K": K, "samples_per_side": side}
         df = scene.df
@@ -529,13 +547,21 @@ class LayerScenes(EndlessScenes):
             limits.append((HIDDEN_BLUR_ALLOWANCE * radius + 1) / max(farthest, 1e-9))
         return min(limits)
 
-    def image(self, scene: ComposedScene) -> np.ndarray:
-        """(H, W, 3) all-in-focus picture, display values in [0, 1]."""
+    def image(
+        self,
+        scene: ComposedScene,
+        K: float = 0.0,
+        aperture: Aperture | None = None,
+        samples_per_side: int = 1,
+    ) -> np.ndarray:
+        """(H, W, 3) picture through the lens stopped down, all in focus unless ``stopped_down`` is
+        set; display values in [0, 1]. Arguments as of :meth:`ComposedScene.light`."""
         if self.compat.image_in_display_space:
             rows, columns = _square(scene.top, scene.size), _square(scene.left, scene.size)
             display = self.compat.to_display(scene.colours[:, rows, columns])
             return np.clip(_over(display, scene.alphas[:, rows, columns]), 0, 1)
-        return self.compat.to_display(np.clip(scene.light(0.0), 0, 1))
+        lens = (self.stopped_down * K, aperture, samples_per_side) if self.stopped_down else (0.0,)
+        return self.compat.to_display(np.clip(scene.light(*lens), 0, 1))
 
     def disparity(self, scene: ComposedScene) -> np.ndarray:
         """(H, W) float32 disparity map of the picture."""
@@ -856,6 +882,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DEGREES",
         help="how far foregrounds are turned away at most (default 60)",
     )
+    parser.add_argument(
+        "--stopped-down",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="the image is taken with this share of K: 0.1125 is f/16 beside f/1.8 (default 0, all "
+        "in focus)",
+    )
     add_aperture_argument(parser)
     parser.add_argument(
         "--samples-per-side",
@@ -890,6 +924,7 @@ def from_options(options: argparse.Namespace) -> LayerScenes:
         focus=None if options.focus is None else {options.focus: 1.0},
         radius=None if options.radius is None else tuple(options.radius),
         facing_angle=options.facing_angle,
+        stopped_down=options.stopped_down,
         aperture=options.aperture,
         samples_per_side=options.samples_per_side,
         corrupted_share=options.corrupted_share,

@@ -349,6 +349,32 @@ def test_exposure_brightens_light_before_the_lens(tmp_path: Path) -> None:
     assert np.std(gains) > 0.1
 
 
+def test_a_lens_stopped_down_blurs_the_image_a_little(discs: Path) -> None:
+    """As a photo at a small aperture is blurred behind what is in focus, a share as wide."""
+    options: dict[str, Any] = dict(foregrounds=discs, focus={"foreground": 1}, facing_angle=0)
+    options |= dict(radius=(SIZE / 8, SIZE / 8), exposure=(-1.0, -1.0))
+    sharp, stopped = (LayerScenes(7, SIZE, **options, stopped_down=share) for share in (0, 0.25))
+    assert "stopped_down" not in sharp.settings and stopped.settings["stopped_down"] == 0.25
+    for index in range(3):
+        scene, other = sharp[index], stopped[index]
+        for name in ("target", "disparity", "df", "K"):
+            assert torch.equal(scene[name], other[name]), name
+        in_focus = (scene["disparity"] - scene["df"]).abs() * scene["K"] < 0.1
+        assert in_focus.any() and not in_focus.all()
+        # Soft edges of what is in focus let the background through.
+        inside = -torch.nn.functional.max_pool2d(-in_focus.float()[None], 7, 1, 3)[0] > 0
+        difference = ((scene["image"] - other["image"]).abs() * inside).max()
+        assert difference <= 1.5 / 255
+        composed = stopped.compose(index, SIZE / 8)
+        taken = linear_to_srgb(composed.light(0.25 * float(other["K"]), None, 21).clip(0, 1))
+        assert np.abs(taken.transpose(2, 0, 1) - other["image"].numpy()).max() <= 1 / 255
+        contrasts = [
+            float(picture.diff(dim=-1).abs().mean())
+            for picture in (scene["target"], other["image"], scene["image"])
+        ]
+        assert contrasts == sorted(contrasts) and len(set(contrasts)) == 3
+
+
 def test_random_apertures_vary_and_belong_to_their_sample() -> None:
     scenes = LayerScenes(14, SIZE, aperture="random")
     arrays = [scenes.arrays(index) for index in range(5)]
@@ -585,6 +611,9 @@ def test_official_is_every_slip_and_ours_is_none() -> None:
         ({"focus": {"nose": 1}}, "wanted shares of foreground, background, anywhere"),
         ({"focus": {"foreground": 0}}, "focus is"),
         ({"facing_angle": 90}, "facing_angle is 90"),
+        ({"stopped_down": 1.0}, "stopped_down is 1.0"),
+        ({"stopped_down": -0.1}, "stopped_down is -0.1"),
+        ({"stopped_down": 0.1, "compat": "official"}, "is all in focus"),
         ({"exposure": (1, 0)}, "exposure is"),
         ({"samples_per_side": 0}, "samples_per_side is 0"),
         ({"length": -3}, "length is -3"),
@@ -606,11 +635,12 @@ def test_command_line_options_make_the_same_data_set(
     plain = from_options(parser.parse_args(["--seed", "3", "--size", "64"]))
     assert plain.settings == LayerScenes(3, 64).settings
     line = f"--seed 3 --size 64 --foregrounds {discs} --layers 1 2 --focus anywhere --radius 1 4"
-    line += " --facing-angle 30 --samples-per-side 9 --corrupted-share 0.5"
+    line += " --stopped-down 0.2 --facing-angle 30 --samples-per-side 9 --corrupted-share 0.5"
     chosen = from_options(parser.parse_args([*line.split(), "--aperture", '{"blades": 6}']))
     expected = LayerScenes(
         3, 64, foregrounds=discs, layers=(1, 2), focus={"anywhere": 1}, radius=(1, 4),
-        facing_angle=30, samples_per_side=9, corrupted_share=0.5, aperture=Aperture(blades=6),
+        facing_angle=30, stopped_down=0.2, samples_per_side=9, corrupted_share=0.5,
+        aperture=Aperture(blades=6),
     )  # fmt: skip
     assert chosen.settings == expected.settings
     official = from_options(parser.parse_args(["--seed", "0", "--size", "64", "--compat=official"]))
