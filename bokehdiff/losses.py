@@ -1,11 +1,13 @@
 """Training losses: how far a rendered photograph is from the photograph a lens would have made.
 
-Every loss takes display-encoded sRGB images of shape (B, 3, H, W) in [-1, 1], the adversarial ones
-what the discriminator says about such images, and returns one scalar, a mean over all elements, so
-that values do not depend on the batch or the crop size.
+Every loss takes display-encoded sRGB images of shape (B, 3, H, W) in [-1, 1] unless it says
+otherwise, the adversarial ones what the discriminator says about such images, and returns one
+scalar, a mean over all elements, so that values do not depend on the batch or the crop size.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -22,6 +24,8 @@ SMALLEST_PERCEPTUAL_SIDE = 16
 """Pixels a side that VGG-16 leaves one of, after it has halved the image four times."""
 SSIM_WINDOW = 11
 """Pixels a side of the window of SSIM, and so of the smallest image it can judge."""
+SSIM_SIGMA = 1.5
+"""Pixels of its standard deviation."""
 
 
 def reconstruction(prediction: Tensor, target: Tensor, kind: str = "mse") -> Tensor:
@@ -70,12 +74,7 @@ def structural_similarity_loss(prediction: Tensor, target: Tensor) -> Tensor:
         ValueError: shapes differ, or the images are smaller than the window.
     """
     _check_same_shape(prediction=prediction, target=target)
-    if min(prediction.shape[-2:]) < SSIM_WINDOW:
-        raise ValueError(
-            f"SSIM needs images of at least {SSIM_WINDOW} pixels a side, got "
-            f"{prediction.shape[-2]} x {prediction.shape[-1]}. Use larger crops, or set "
-            "loss.ssim_weight: 0."
-        )
+    _check_window(prediction)
     try:
         import piq
     except ImportError as error:
@@ -84,6 +83,71 @@ def structural_similarity_loss(prediction: Tensor, target: Tensor) -> Tensor:
     # It would halve large images, and judge other images than those that are given.
     similarity: Tensor = piq.ssim(first, second, kernel_size=SSIM_WINDOW, downsample=False)
     return 1 - similarity
+
+
+def weighted_l1(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Return ``mean(weight * |prediction - target|)``, a scalar.
+
+    Args:
+        prediction, target: (B, 3, H, W), in any range; the loss is in their unit.
+        weight: (B, 1, H, W), of mean 1 for a loss that compares with an unweighted one.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    _check_same_shape(prediction=prediction, target=target)
+    _check_weight(prediction, weight)
+    return (weight * (prediction - target).abs()).mean()
+
+
+def weighted_structural_similarity_loss(
+    prediction: Tensor, target: Tensor, weight: Tensor
+) -> Tensor:
+    """Return 1 - SSIM, windows counted by the weight at their centre, a scalar.
+
+    With m the map of SSIM (as in :func:`structural_similarity_loss`: Gaussian windows of 11 pixels
+    and sigma 1.5 that lie within the image, each colour by itself) this is
+    ``mean(weight * (1 - m))``.
+
+    Args:
+        prediction, target: (B, 3, H, W) **in [0, 1]**; values beyond count as 0 or 1.
+        weight: (B, 1, H, W), of mean 1 for a loss that compares with an unweighted one.
+
+    Raises:
+        ValueError: shapes differ, or the images are smaller than the window.
+    """
+    _check_same_shape(prediction=prediction, target=target)
+    _check_weight(prediction, weight)
+    _check_window(prediction)
+    similarity = _similarity_map(prediction.clamp(0, 1), target.clamp(0, 1))
+    border = SSIM_WINDOW // 2
+    of_centres = weight[..., border:-border, border:-border]
+    return (of_centres * (1 - similarity)).mean()
+
+
+def _similarity_map(first: Tensor, second: Tensor) -> Tensor:
+    """(B, C, H - 10, W - 10) SSIM of the windows within the images, which are in [0, 1]."""
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
+    window = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
+    window = (window / window.sum()).to(first)
+
+    channels = first.shape[1]
+    kernel = (window[:, None] * window).expand(channels, 1, -1, -1)
+
+    def local_mean(values: Tensor) -> Tensor:
+        # In one: on a CPU one axis after the other takes ten times as long.
+        return F.conv2d(values, kernel, groups=channels)
+
+    mean, other_mean = local_mean(first), local_mean(second)
+    variance = local_mean(first * first) - mean * mean
+    other_variance = local_mean(second * second) - other_mean * other_mean
+    covariance = local_mean(first * second) - mean * other_mean
+    c1, c2 = 0.01**2, 0.03**2
+    return (
+        (2 * mean * other_mean + c1)
+        * (2 * covariance + c2)
+        / ((mean * mean + other_mean * other_mean + c1) * (variance + other_variance + c2))
+    )
 
 
 def warping_loss(current: Tensor, previous: Tensor, motion: Tensor, visible: Tensor) -> Tensor:
@@ -320,6 +384,34 @@ def generator_loss(fake_logits: Tensor, real_label: float = 0.8) -> Tensor:
     return F.binary_cross_entropy_with_logits(fake_logits, torch.full_like(fake_logits, real_label))
 
 
+def hinge_discriminator_loss(
+    real_logits: Sequence[Tensor], fake_logits: Sequence[Tensor]
+) -> Tensor:
+    """Return how badly discriminators tell photographs from renderings, a scalar.
+
+    The mean over the discriminators of ``mean(ReLU(1 - x_real)) + mean(ReLU(1 + x_fake))``.
+
+    Args:
+        real_logits: of photographs, of each discriminator.
+        fake_logits: of renderings, detached from what rendered them.
+    """
+    each = [
+        F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+        for real, fake in zip(real_logits, fake_logits, strict=True)
+    ]
+    return torch.stack(each).mean()
+
+
+def hinge_generator_loss(fake_logits: Sequence[Tensor]) -> Tensor:
+    """Return how far renderings are from passing for photographs, a scalar: the mean over the
+    discriminators of ``-mean(x_fake)``.
+
+    Args:
+        fake_logits: of renderings, of each discriminator.
+    """
+    return -torch.stack([fake.mean() for fake in fake_logits]).mean()
+
+
 def _forward_differences(image: Tensor) -> tuple[Tensor, Tensor]:
     """(vertical (B, C, H-1, W), horizontal (B, C, H, W-1)) differences of neighbouring pixels."""
     return image[..., 1:, :] - image[..., :-1, :], image[..., :, 1:] - image[..., :, :-1]
@@ -332,6 +424,24 @@ def _sobel_differences(image: Tensor, half_width: int) -> tuple[Tensor, Tensor]:
     channels = image.shape[1]
     derivatives = F.conv2d(image, pair.repeat(channels, 1, 1, 1), groups=channels)
     return derivatives[:, 0::2], derivatives[:, 1::2]
+
+
+def _check_window(image: Tensor) -> None:
+    if min(image.shape[-2:]) < SSIM_WINDOW:
+        raise ValueError(
+            f"SSIM needs images of at least {SSIM_WINDOW} pixels a side, got "
+            f"{image.shape[-2]} x {image.shape[-1]}. Use larger crops, or set "
+            "loss.ssim_weight: 0."
+        )
+
+
+def _check_weight(image: Tensor, weight: Tensor) -> None:
+    wanted = (image.shape[0], 1, *image.shape[-2:])
+    if tuple(weight.shape) != wanted:
+        raise ValueError(
+            f"The weight of images {tuple(image.shape)} must have the shape {wanted}, got "
+            f"{tuple(weight.shape)}."
+        )
 
 
 def _check_same_shape(**images: Tensor) -> None:

@@ -16,10 +16,14 @@ from bokehdiff.losses import (
     discriminator_loss,
     extended_sobel_kernel,
     generator_loss,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
     multi_scale_edge_loss,
     reconstruction,
     structural_similarity_loss,
     warping_loss,
+    weighted_l1,
+    weighted_structural_similarity_loss,
 )
 
 
@@ -211,7 +215,7 @@ def test_labels_that_are_no_probability_are_refused(real_label: float) -> None:
 
 
 def ssim_by_hand(prediction: Tensor, target: Tensor) -> Tensor:
-    """SSIM as Wang et al. write it, of images in [0, 1], window by window."""
+    """SSIM (B, C, windows) as Wang et al. write it, of images in [0, 1], window by window."""
     offsets = torch.arange(11, dtype=prediction.dtype) - 5
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
     window = (window[:, None] * window) / window.sum() ** 2
@@ -224,17 +228,16 @@ def ssim_by_hand(prediction: Tensor, target: Tensor) -> Tensor:
     variance_x, variance_y = mean(prediction**2) - x**2, mean(target**2) - y**2
     covariance = mean(prediction * target) - x * y
     c1, c2 = 0.01**2, 0.03**2
-    return (
-        ((2 * x * y + c1) * (2 * covariance + c2))
-        / ((x**2 + y**2 + c1) * (variance_x + variance_y + c2))
-    ).mean()
+    return ((2 * x * y + c1) * (2 * covariance + c2)) / (
+        (x**2 + y**2 + c1) * (variance_x + variance_y + c2)
+    )
 
 
 def test_structural_similarity_and_its_gradient_are_those_of_the_definition() -> None:
     prediction, target = images(2, 16, 14)
     prediction.requires_grad_()
     loss = structural_similarity_loss(prediction, target)
-    expected = 1 - ssim_by_hand((prediction + 1) / 2, (target + 1) / 2)
+    expected = 1 - ssim_by_hand((prediction + 1) / 2, (target + 1) / 2).mean()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
     found, wanted = (torch.autograd.grad(one, prediction)[0] for one in (loss, expected))
     assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-15)
@@ -247,6 +250,79 @@ def test_structural_similarity_is_zero_at_the_target_whatever_the_size() -> None
     fine[..., ::2, ::2] *= -1
     assert structural_similarity_loss(fine, target) > 0.1
     assert structural_similarity_loss(3 * target, target.sign()) < 0.5  # clamped, not refused
+
+
+def weighted_case(height: int = 16, width: int = 14) -> tuple[Tensor, Tensor, Tensor]:
+    """Prediction and target in [0, 1], and weights of mean 1."""
+    prediction, target = ((image + 1) / 2 for image in images(2, height, width))
+    weight = torch.rand(
+        len(prediction), 1, height, width, generator=torch.Generator().manual_seed(8)
+    ).to(prediction)
+    return prediction, target, weight / weight.mean()
+
+
+def test_weighted_structural_similarity_and_its_gradient_are_those_of_the_definition() -> None:
+    prediction, target, weight = weighted_case()
+    prediction.requires_grad_()
+    loss = weighted_structural_similarity_loss(prediction, target, weight)
+    of_centres = weight[..., 5:-5, 5:-5].flatten(2)
+    expected = (of_centres * (1 - ssim_by_hand(prediction, target))).mean()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    found, wanted = (torch.autograd.grad(one, prediction)[0] for one in (loss, expected))
+    assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-15)
+
+
+def test_without_weights_it_is_the_similarity_of_piq() -> None:
+    prediction, target, weight = weighted_case(40, 52)
+    found = weighted_structural_similarity_loss(prediction, target, torch.ones_like(weight))
+    wanted = structural_similarity_loss(2 * prediction - 1, 2 * target - 1)
+    assert found.item() == pytest.approx(wanted.item(), abs=1e-12)
+    # Variances of flat pictures are differences of numbers near 1: rounding by 6e-8 shows beside
+    # the constant 9e-4 in the denominator.
+    flat = 0.9 + 0.01 * prediction
+    single = weighted_structural_similarity_loss(
+        *(one.float() for one in (flat, flat.flip(-1), torch.ones_like(weight)))
+    )
+    double = weighted_structural_similarity_loss(flat, flat.flip(-1), torch.ones_like(weight))
+    assert single.item() == pytest.approx(double.item(), abs=6e-8 / 9e-4)
+
+
+def test_weighted_losses_are_zero_at_the_target_with_finite_gradients() -> None:
+    _, target, weight = weighted_case()
+    for loss in (weighted_l1, weighted_structural_similarity_loss):
+        prediction = target.clone().requires_grad_()
+        value = loss(prediction, target, weight)
+        assert value.item() == pytest.approx(0, abs=1e-12)
+        value.backward()
+        assert prediction.grad is not None and prediction.grad.isfinite().all()
+
+
+def test_weighted_l1_by_hand() -> None:
+    target = torch.zeros(1, 3, 1, 2)
+    prediction = torch.tensor([0.1, 0.3]).expand(1, 3, 1, 2)
+    weight = torch.tensor([1.5, 0.5]).view(1, 1, 1, 2)
+    # (1.5 * 0.1 + 0.5 * 0.3) / 2
+    assert weighted_l1(prediction, target, weight).item() == pytest.approx(0.15)
+
+
+def test_weighted_losses_refuse() -> None:
+    prediction, target, weight = weighted_case()
+    for loss in (weighted_l1, weighted_structural_similarity_loss):
+        with pytest.raises(ValueError, match="must have the shape"):
+            loss(prediction, target, weight[..., :-1])
+        with pytest.raises(ValueError, match="one shape"):
+            loss(prediction, target[..., :-1], weight)
+    small = [one[..., :10, :10] for one in weighted_case()]
+    with pytest.raises(ValueError, match="at least 11 pixels a side, got 10 x 10"):
+        weighted_structural_similarity_loss(*small)
+
+
+def test_hinge_losses_by_hand() -> None:
+    real = [torch.tensor([2.0, 0.5]), torch.tensor([[-1.0]])]
+    fake = [torch.tensor([-3.0, 0.0]), torch.tensor([[1.0]])]
+    # Judges: (0 + 0.5) / 2 + (0 + 1) / 2 = 0.75, and 2 + 2 = 4.
+    assert hinge_discriminator_loss(real, fake).item() == pytest.approx((0.75 + 4) / 2)
+    assert hinge_generator_loss(fake).item() == pytest.approx((1.5 - 1) / 2)
 
 
 def test_structural_similarity_of_images_below_its_window_is_refused() -> None:
