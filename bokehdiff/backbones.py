@@ -1,8 +1,8 @@
 """Networks that judge pictures, with weights read from files that are checked by name and shape.
 
 No package brings them. torchvision publishes its ImageNet classifiers at
-https://download.pytorch.org/models/: ``vgg16-397923af.pth`` (528 MB) and
-``alexnet-owt-7be5be79.pth`` (233 MB).
+https://download.pytorch.org/models/: ``vgg16-397923af.pth`` (528 MB), ``vgg19-dcbb9e9d.pth``
+(548 MB) and ``alexnet-owt-7be5be79.pth`` (233 MB).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn as nn
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["BACKBONES", "Published", "lpips_network", "read_weights"]
+__all__ = ["BACKBONES", "Published", "lpips_network", "read_weights", "vgg19_features"]
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
@@ -36,6 +36,9 @@ class Published:
 BACKBONES = {
     "vgg": Published(
         "https://download.pytorch.org/models/vgg16-397923af.pth", "the VGG-16 of torchvision"
+    ),
+    "vgg19": Published(
+        "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth", "the VGG-19 of torchvision"
     ),
     "alex": Published(
         "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "the AlexNet of torchvision"
@@ -91,6 +94,32 @@ def lpips_network(backbone: str, weights: str | Path | None, named_by: str) -> n
         assign=True,
     )
     return network.requires_grad_(False).eval()
+
+
+RELU5_4 = 35
+"""Index in the ``features`` of torchvision's VGG-19 of the last ReLU before the last pooling."""
+
+
+def vgg19_features(weights: str | Path | None, named_by: str) -> nn.Sequential:
+    """The layers of VGG-19 up to relu5_4 in float32 on the CPU, frozen, in eval mode. Draws no
+    random number.
+
+    Args:
+        weights, named_by: as of :func:`read_weights`.
+
+    Raises:
+        ValueError: the weights cannot be had, or are not those of VGG-19.
+    """
+    from torchvision.models import vgg19
+
+    with torch.device("meta"):
+        layers: nn.Sequential = vgg19(weights=None).features[: RELU5_4 + 1]
+    shapes = {f"features.{name}": tuple(one.shape) for name, one in layers.named_parameters()}
+    state = read_weights(BACKBONES["vgg19"], weights, shapes, named_by)
+    layers.load_state_dict(
+        {name.removeprefix("features."): value for name, value in state.items()}, assign=True
+    )
+    return layers.requires_grad_(False).eval()
 
 
 def read_weights(

@@ -14,14 +14,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from bokehdiff.backbones import lpips_network
+from bokehdiff.backbones import lpips_network, vgg19_features
 from bokehdiff.warping import seen_before, warp
 
 RECONSTRUCTION_KINDS = ("mse", "l1", "charbonnier")
 EDGE_VARIANTS = ("official", "paper")
 CHARBONNIER_EPSILON = 1e-3
 SMALLEST_PERCEPTUAL_SIDE = 16
-"""Pixels a side that VGG-16 leaves one of, after it has halved the image four times."""
+"""Pixels a side that VGG leaves one of, after it has halved the image four times."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+"""Of red, green and blue in [0, 1] in the images that torchvision's networks were trained with."""
 SSIM_WINDOW = 11
 """Pixels a side of the window of SSIM, and so of the smallest image it can judge."""
 SSIM_SIGMA = 1.5
@@ -321,16 +324,74 @@ class PerceptualLoss(nn.Module):
             ValueError: shapes differ, or the images have other channels or are too small.
         """
         _check_same_shape(prediction=prediction, target=target)
-        _, channels, height, width = prediction.shape
-        if channels != 3 or min(height, width) < SMALLEST_PERCEPTUAL_SIDE:
-            raise ValueError(
-                f"The perceptual loss needs images of 3 channels and at least "
-                f"{SMALLEST_PERCEPTUAL_SIDE} pixels a side, got {channels} channels of {height} x "
-                f"{width}. Use larger crops, or set loss.perceptual_weight: 0."
-            )
+        _check_perceptible(prediction)
         dtype = next(self.network.parameters()).dtype
         with torch.autocast(prediction.device.type, enabled=False):
             return self.network(prediction.to(dtype), target.to(dtype)).mean()
+
+
+class VGGFeatureLoss(nn.Module):
+    """How different two photographs look to the last convolutions of VGG-19, a scalar.
+
+    ``mean((phi(prediction) - phi(target))^2)`` with phi the features after relu5_4 of images
+    normalised as those of ImageNet. Everything in it is frozen, and it stays in eval mode.
+
+    Args:
+        layers: of VGG-19 up to relu5_4. :meth:`from_backbone` makes them.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers.requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("deviation", torch.tensor(IMAGENET_DEVIATION).view(1, 3, 1, 1))
+        self.train()
+
+    @classmethod
+    def from_backbone(cls, weights: str | None = None) -> VGGFeatureLoss:
+        """Return the loss in float32 on the CPU. No random number is drawn.
+
+        Args:
+            weights: file of VGG-19 in torchvision's naming (``features.0.weight``, ...), ``.pth``
+                or ``.safetensors``, whose classifier may be absent, or the folder that
+                ``vgg19-dcbb9e9d.pth`` lies in. None: the ImageNet weights from torch's cache,
+                downloaded (548 MB) if they are not there.
+
+        Raises:
+            ValueError: the weights cannot be had, or are not those of a VGG-19.
+        """
+        return cls(
+            vgg19_features(
+                weights,
+                "by loss.perceptual_weights, or set loss.perceptual_weight: 0 to train without the "
+                "perceptual loss",
+            )
+        )
+
+    def train(self, mode: bool = True) -> VGGFeatureLoss:
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the mean over all features of the batch, in float32 even under autocast.
+
+        Args:
+            prediction, target: (B, 3, H, W) **in [0, 1]**, at least 16 pixels a side.
+
+        Raises:
+            ValueError: shapes differ, or the images have other channels or are too small.
+        """
+        _check_same_shape(prediction=prediction, target=target)
+        _check_perceptible(prediction)
+        with torch.autocast(prediction.device.type, enabled=False):
+            seen, wanted = (
+                self.layers((image.float() - self.mean) / self.deviation)
+                for image in (prediction, target)
+            )
+        return (seen - wanted).square().mean()
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, real_label: float = 0.8) -> Tensor:
@@ -424,6 +485,16 @@ def _sobel_differences(image: Tensor, half_width: int) -> tuple[Tensor, Tensor]:
     channels = image.shape[1]
     derivatives = F.conv2d(image, pair.repeat(channels, 1, 1, 1), groups=channels)
     return derivatives[:, 0::2], derivatives[:, 1::2]
+
+
+def _check_perceptible(image: Tensor) -> None:
+    _, channels, height, width = image.shape
+    if channels != 3 or min(height, width) < SMALLEST_PERCEPTUAL_SIDE:
+        raise ValueError(
+            f"The perceptual loss needs images of 3 channels and at least "
+            f"{SMALLEST_PERCEPTUAL_SIDE} pixels a side, got {channels} channels of {height} x "
+            f"{width}. Use larger crops, or set loss.perceptual_weight: 0."
+        )
 
 
 def _check_window(image: Tensor) -> None:
