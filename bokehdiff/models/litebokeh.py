@@ -42,6 +42,7 @@ VARIANTS: dict[str, tuple[int, int, int]] = {
 
 NORMS = ("batch", "instance", "shift", "none")
 SKIPS = ("add", "none")
+OUTPUTS = ("paint", "blend")
 UP_KERNELS = (3, 4)
 
 
@@ -140,6 +141,9 @@ class TinyUnet(_LiteBokehModel):
         skip: ``"add"``: features on the way down are added on the way up; ``"none"``.
         up_kernel: pixels a side of the transposed convolutions: 4, which every output pixel sees
             an equal number of, or 3.
+        output: ``"paint"``: the last convolution paints the picture; ``"blend"``: another one says
+            which share of each pixel is the photo as it is, and only the rest is painted. So what
+            is in focus keeps its detail, for 145 parameters and 1.7 % more multiplications.
         enhancement_width: channels of the enhancement block.
 
     Raises:
@@ -154,6 +158,7 @@ class TinyUnet(_LiteBokehModel):
         norm: str = "batch",
         skip: str = "add",
         up_kernel: int = 4,
+        output: str = "paint",
         enhancement_width: int = 16,
     ) -> None:
         super().__init__()
@@ -165,6 +170,7 @@ class TinyUnet(_LiteBokehModel):
             ("norm", norm, NORMS),
             ("skip", skip, SKIPS),
             ("up_kernel", up_kernel, UP_KERNELS),
+            ("output", output, OUTPUTS),
         ):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; wanted one of {known}.")
@@ -181,6 +187,8 @@ class TinyUnet(_LiteBokehModel):
             for before, after in ((eighth, quarter), (quarter, half), (half, half))
         )
         self.out = nn.Conv2d(half, 3, 3, padding=1)
+        # Apart from the convolution above: phones would have to cut its result in two.
+        self.share = nn.Conv2d(half, 1, 3, padding=1) if output == "blend" else None
         self.enhancement = EnhancementBlock(enhancement_width)
 
     @classmethod
@@ -220,7 +228,10 @@ class TinyUnet(_LiteBokehModel):
             features = F.relu(convolution(features))
             if finer is not None and self.config.skip == "add":
                 features = features + finer
-        return torch.sigmoid(self.out(features)), None
+        painted = torch.sigmoid(self.out(features))
+        if self.share is None:
+            return painted, None
+        return painted + torch.sigmoid(self.share(features)) * (image - painted), None
 
     def fused(self) -> TinyUnet:
         """A copy for inference in which the convolutions do what the batch norms did.

@@ -172,7 +172,7 @@ def test_three_pixels_wide_kernels_and_no_skips():
     ("dtype", "largest"), [(torch.float32, 1e-5), (torch.float64, 1e-13)], ids=str
 )
 def test_folded_batch_norms_give_the_same_picture(dtype, largest):
-    network = tiny_unet().to(dtype)
+    network = tiny_unet(output="blend").to(dtype)
     scales = torch.cat([block.norm.weight for block in network.blocks])
     assert (scales < 0).any() and (scales > 0).any()
     folded = network.fused()
@@ -260,6 +260,7 @@ def test_saved_and_read_back(tmp_path):
         ({"norm": "layer"}, "norm is 'layer'"),
         ({"skip": "cat"}, "skip is 'cat'"),
         ({"up_kernel": 2}, "up_kernel is 2"),
+        ({"output": "mix"}, "output is 'mix'"),
         ({"channels": (4, 8)}, "three numbers"),
     ],
 )
@@ -274,3 +275,31 @@ def test_refused_sizes_and_pictures():
     for shape in ((3, 32, 32), (1, 4, 32, 32), (1, 3, 15, 32)):
         with pytest.raises(ValueError, match="image has the shape"):
             tiny_unet()(torch.zeros(shape))
+
+
+def test_a_blend_is_the_photo_where_the_share_is_one():
+    network = tiny_unet(output="blend")
+    image = photo()
+    painted, _ = tiny_unet(output="blend").render(image)
+    for bias, wanted in ((40.0, image), (-40.0, None)):
+        with torch.no_grad():
+            network.share.weight.zero_()
+            network.share.bias.fill_(bias)
+        rendered = network(image).rendered
+        if wanted is None:
+            # All is painted, as by the network without a share.
+            plain = tiny_unet()
+            plain.load_state_dict(
+                {name: one for name, one in network.state_dict().items() if "share" not in name}
+            )
+            wanted = plain(image).rendered
+        torch.testing.assert_close(rendered, wanted, rtol=0, atol=1e-6)
+    assert (painted - image).abs().max() > 0.05
+
+
+def test_what_a_blend_costs():
+    plain, blend = TinyUnet(), TinyUnet(output="blend")
+    extra = {sum(value.numel() for value in one.parameters()) for one in (plain, blend)}
+    assert extra == {365_958, 365_958 + 145}
+    ratio = multiplications(blend, 256, 384) / multiplications(plain, 256, 384)
+    assert ratio == pytest.approx(1.017, abs=1e-3)
