@@ -6,13 +6,15 @@ import torch
 import torch.nn as nn
 
 LEAK = 0.2
+SMALLEST_SIDE = 32
+"""Pixels of which the last instance norm still takes its mean over 3 x 3 numbers."""
 
 
 class PatchDiscriminators(nn.Module):
     """Two convolutional networks that judge patches of 70 and of 34 pixels a side.
 
-    Convolutions of 4 x 4 pixels, of stride 2 as long as the channels double, then of stride 1;
-    instance norms between them, and leaky ReLUs. Nothing is remembered from call to call.
+    Convolutions of 4 x 4 pixels, of stride 2 but for the last two; instance norms between them, and
+    leaky ReLUs. Nothing is remembered from call to call.
 
     Args:
         channels: of the first convolutions. First weights come from torch's global generator.
@@ -27,7 +29,16 @@ class PatchDiscriminators(nn.Module):
 
         Args:
             picture: (B, 3, H, W) in [0, 1], sides of at least 32 pixels.
+
+        Raises:
+            ValueError: the picture is smaller, or has other channels.
         """
+        if picture.ndim != 4 or picture.shape[1] != 3 or min(picture.shape[-2:]) < SMALLEST_SIDE:
+            raise ValueError(
+                f"The discriminators judge pictures (B, 3, H, W) of at least {SMALLEST_SIDE} "
+                f"pixels a side, got {tuple(picture.shape)}. Use larger crops, or set "
+                "loss.adversarial_weight: 0."
+            )
         centred = 2 * picture - 1
         return tuple(judge(centred) for judge in self.judges)
 

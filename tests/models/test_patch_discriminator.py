@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -45,6 +46,13 @@ def test_nothing_is_remembered():
         assert torch.equal(value, before[name]), name
     network.eval()
     assert all(map(torch.equal, network(picture(64)), first))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 31, 64), (1, 3, 64, 16), (1, 1, 64, 64), (3, 64, 64)])
+def test_other_pictures_are_refused(shape):
+    with pytest.raises(ValueError, match=r"at least 32 pixels a side, got \("):
+        judges()(torch.zeros(shape))
+    assert all(logits.isfinite().all() for logits in judges()(picture(32)))
 
 
 def test_they_learn_to_tell_pictures_apart():
