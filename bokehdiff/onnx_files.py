@@ -195,21 +195,24 @@ class RunningModel:
         return dict(zip(self.outputs, self.session.run(None, dict(inputs)), strict=True))
 
 
-def check_differences(differences: Mapping[str, float], largest_allowed: float) -> None:
+def check_differences(
+    differences: Mapping[str, float], largest_allowed: float, runtime: str = "onnxruntime"
+) -> None:
     """Raises ``ValueError`` if a file answers otherwise than the network it was made of.
 
     Args:
         differences: largest absolute difference of each output, as a share of its range.
         largest_allowed: of them.
+        runtime: what ran the file.
     """
     # Written so that NaN, which compares as false, is refused too.
     worse = {name: one for name, one in differences.items() if not one <= largest_allowed}
     if worse:
         told = ", ".join(f"{name} by {difference:.2g}" for name, difference in worse.items())
         raise ValueError(
-            f"Run by onnxruntime, the file would answer otherwise than the network: {told} of its "
+            f"Run by {runtime}, the file would answer otherwise than the network: {told} of its "
             f"range, more than {largest_allowed:g}. Nothing was written. Another version of "
-            "onnxruntime or torch may help; float32 is closer than float16."
+            f"{runtime} or torch may help; float32 is closer than float16."
         )
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from bokehdiff.cli import app
 from bokehdiff.models.bokehflow import BokehFlowModel
 from tests.tiny_flow import tiny_flow
+from tests.tiny_litebokeh import tiny_unet
 
 
 def run(*arguments: object):
@@ -37,6 +38,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_shows_examples():
     assert "bokehdiff export flow -o flow.onnx" in run("export", "flow", "--help").output
     assert "flow" in run("export", "--help").output
+    words = run("export", "compact", "--help").output
+    assert "bokehdiff export compact -o compact.tflite --size 1536x1024" in words
 
 
 @pytest.mark.slow
@@ -97,3 +100,46 @@ def test_films_by_the_installed_command(tmp_path, network):
     differences = json.loads(metadata["largest_differences"])
     assert set(differences) == {"bokeh", "coc"}
     assert 1e-6 < differences["bokeh"] < 2e-2
+
+
+def test_compact_takes_photos_of_any_size(tmp_path):
+    tiny_unet().save_pretrained(tmp_path / "network")
+    file = tmp_path / "compact.onnx"
+    words = ["export", "compact", tmp_path / "network", "-o", file, "--no-enhancement"]
+    result = run(*words, "--format", "onnx")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{file} (0.04 MB, as the network to ")
+
+    # As a program that knows nothing of bokehdiff.
+    session = onnxruntime.InferenceSession(str(file))
+    assert "display-encoded sRGB" in session.get_modelmeta().custom_metadata_map["image"]
+    for height, width in ((64, 96), (67, 131)):
+        image = np.random.default_rng(height).random((2, 3, height, width), np.float32)
+        (bokeh,) = session.run(None, {"image": image})
+        with torch.no_grad():
+            wanted = tiny_unet()(torch.from_numpy(image), enhance=False).bokeh
+        np.testing.assert_allclose(bokeh, wanted, atol=1e-5, rtol=0)
+    again = run(*words)
+    assert again.exit_code == 1 and "exists already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("-o a.onnx --format tflite", "--format is tflite, but a.onnx is to be written"),
+        ("-o a.tflite --format onnx", "wanted a name that ends in .onnx, or no --format"),
+        ("-o a.onnx --format coreml", "--format is 'coreml'; wanted onnx or tflite"),
+        ("-o a.tflite --fp16 --int8", "--fp16 and --int8 were given; wanted one of them"),
+        ("-o a.tflite --size 1536", "--size is '1536'; wanted WIDTHxHEIGHT"),
+        ("-o a.tflite", "made for one size of photo; wanted its width and height"),
+        ("-o a.tflite --size 1500x1000", "1500x1000; wanted multiples of 8"),
+        ("-o a.onnx --size 64x64", "an ONNX file takes photos of any size"),
+        ("-o a.onnx --int8", "int8 was asked for, which is for TFLite files"),
+        ("-o a.pt", "wanted one of .onnx, .tflite"),
+        ("-o a.onnx no/such/folder", "There is no folder 'no/such/folder'"),
+    ],
+)
+def test_mistakes_about_compact_files(words, sentence):
+    result = run("export", "compact", *words.split())
+    assert result.exit_code == 1 and sentence in result.stderr
+    assert not Path("a.onnx").exists() and not Path("a.tflite").exists()
