@@ -20,7 +20,9 @@ EXAMPLES = """examples:
   python -m evaluation sweep raytraced DATA --pictures FOLDER
   python -m evaluation flow-quality raytraced DATA --model FOLDER
   python -m evaluation flicker --model FOLDER
+  python -m evaluation compact-quality SCENES --model mine=FOLDER
   python -m evaluation speed render --megapixels 1
+  python -m evaluation speed compact --variant tiny --mean-opinion-score 6.5
   python -m evaluation cost dsfa
 
 PROTOCOL --help says more about each.
@@ -60,6 +62,9 @@ PROTOCOLS = {
         "evaluation.flicker",
         "whether films through BokehFlow flicker, or lag behind",
         ("scipy.ndimage",),
+    ),
+    "compact-quality": Protocol(
+        "evaluation.compact_quality", "LiteBokeh: subject and background, with its enhancement", ()
     ),
     "speed": Protocol("evaluation.speed_commands", "seconds and memory", ()),
     "cost": Protocol("evaluation.cost_commands", "parameters and arithmetic of networks", ()),

@@ -27,6 +27,9 @@ EXAMPLES = """examples:
   python -m evaluation speed flow --training-step --mixer bigdr --variant small
   python -m evaluation speed flow --stream 300 --model FOLDER
   python -m evaluation speed recurrence --side 32,64,128
+  python -m evaluation speed compact --variant tiny --variant glass --mean-opinion-score 6.5
+  python -m evaluation speed compact --model FOLDER --onnx compact.onnx --tflite compact.tflite
+  python -m evaluation speed compact --linearity
 """
 
 
@@ -40,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pipeline(subjects)
     add_flow(subjects)
     add_recurrence(subjects)
+    add_compact(subjects)
 
 
 def packages(arguments: argparse.Namespace) -> list[str]:
@@ -48,7 +52,7 @@ def packages(arguments: argparse.Namespace) -> list[str]:
         return ["matplotlib"] if arguments.plot else []
     if arguments.subject == "pipeline":
         return ["skimage"] if arguments.megapixels else []
-    if arguments.subject in ("flow", "recurrence"):
+    if arguments.subject in ("flow", "recurrence", "compact"):
         return []
     return ["scipy.ndimage", "skimage"]
 
@@ -335,6 +339,52 @@ def add_recurrence(subjects: argparse._SubParsersAction) -> None:
     recurrence.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
 
 
+def add_compact(subjects: argparse._SubParsersAction) -> None:
+    """The arguments of ``speed compact``."""
+    compact = subjects.add_parser(
+        "compact",
+        help="LiteBokeh in torch, onnxruntime and LiteRT: milliseconds, memory, score",
+        description="Measure milliseconds and memory of a photo through LiteBokeh in torch, and "
+        "with files of `bokehdiff export compact` in onnxruntime and LiteRT beside it; or what a "
+        "pixel costs in larger photos.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compact.add_argument(
+        "--model", metavar="FOLDER", help="a trained network, or the name of one on the Hub"
+    )
+    compact.add_argument(
+        "--variant",
+        action="append",
+        metavar="NAME",
+        help="random weights: a size of TinyUnet, pico, nano, tiny, wide or large, or glass, the "
+        "GlassEncNet; may be given several times. Default: tiny",
+    )
+    compact.add_argument(
+        "--size",
+        action="append",
+        metavar="WxH",
+        help="width and height in pixels; may be given several times. Default: 1536x1024; with "
+        "--linearity 384x256, 768x512 and 1536x1024",
+    )
+    compact.add_argument("--onnx", metavar="FILE", help="of the network, for onnxruntime")
+    compact.add_argument("--tflite", metavar="FILE", help="of the network and size, for LiteRT")
+    compact.add_argument(
+        "--mean-opinion-score",
+        type=float,
+        metavar="MOS",
+        help="what people gave the pictures, for the score of the challenge",
+    )
+    compact.add_argument(
+        "--linearity",
+        action="store_true",
+        help="time and arithmetic per pixel at several sizes, in torch",
+    )
+    compact.add_argument("--repeats", type=int, default=5, help="that count, default %(default)s")
+    compact.add_argument("--threads", type=int, default=1, help="CPU threads, default %(default)s")
+    compact.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
+
+
 def measure_render(arguments: argparse.Namespace) -> None:
     """Times the pipeline on one photograph; prints a sentence and writes the JSON."""
     import torch
@@ -529,6 +579,13 @@ def measure_recurrence(arguments: argparse.Namespace) -> None:
         print(f"All figures: {arguments.out}")
 
 
+def measure_compact(arguments: argparse.Namespace) -> None:
+    """Times LiteBokeh in all its runtimes; prints the table and writes the JSON."""
+    from evaluation import compact_speed
+
+    compact_speed.run(arguments)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Times what was asked for; returns 0. ValueError for mistakes."""
     subjects = {
@@ -538,6 +595,7 @@ def run(arguments: argparse.Namespace) -> int:
         "pipeline": measure_pipeline,
         "flow": measure_flow,
         "recurrence": measure_recurrence,
+        "compact": measure_compact,
     }
     subjects[arguments.subject](arguments)
     return 0
