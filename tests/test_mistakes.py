@@ -681,6 +681,80 @@ FLOW_MISTAKES = [
     ),
 ]
 
+
+def compact(**lens: object) -> object:
+    from bokehdiff.pipelines.litebokeh import LiteBokehPipeline
+    from tests.tiny_litebokeh import tiny_unet
+
+    return LiteBokehPipeline(tiny_unet())(PHOTO, **lens)
+
+
+def compact_file(file: Path, size: tuple[int, int] | None, precision: str = "float32") -> object:
+    from bokehdiff.compact_export import compact_file_to_write
+
+    return compact_file_to_write(file, size, precision, overwrite=False)
+
+
+def subject_of(disparity: torch.Tensor) -> object:
+    from bokehdiff.subject_weights import subject_share
+
+    return subject_share(LIGHT, LIGHT, disparity)
+
+
+def score(*runtimes_ms: float) -> object:
+    from bokehdiff.compact_score import compact_score
+
+    return compact_score(6.5, runtimes_ms)
+
+
+COMPACT_MISTAKES = [
+    Mistake(
+        "aperture for the network for phones",
+        lambda _: compact(f_number=1.8),
+        r"f_number was given.* cannot be chosen. Leave it out, or take BokehFlowPipeline",
+    ),
+    Mistake(
+        "tiles between cells",
+        lambda _: compact(tile_size=100),
+        r"tile_size is 100; wanted a multiple of 8 pixels, for instance 2048",
+    ),
+    Mistake(
+        "LiteBokeh folder that is not there",
+        lambda folder: bokehdiff.LiteBokehPipeline.from_pretrained(folder / "none"),
+        r"There is no folder .*Give a folder written by save_pretrained.*COMPACT_TINY",
+    ),
+    Mistake(
+        "ONNX file of one size",
+        lambda folder: compact_file(folder / "a.onnx", (64, 64)),
+        r"ONNX file takes photos of any size; leave it out",
+    ),
+    Mistake(
+        "TFLite file of any size",
+        lambda folder: compact_file(folder / "a.tflite", None),
+        r"wanted its width and height, for instance 1536x1024",
+    ),
+    Mistake(
+        "TFLite file of a size between cells",
+        lambda folder: compact_file(folder / "a.tflite", (1500, 1000)),
+        r"1500x1000; wanted multiples of 8",
+    ),
+    Mistake(
+        "ONNX file of 8 bits",
+        lambda folder: compact_file(folder / "a.onnx", None, "int8"),
+        r"int8 was asked for, which is for TFLite files; wanted a .tflite file, or float16",
+    ),
+    Mistake(
+        "subject by disparity in pixels",
+        lambda _: subject_of(torch.full_like(LIGHT[:, :1], 5.0)),
+        r"The disparity is from 5 to 5; wanted \[0, 1\]",
+    ),
+    Mistake(
+        "score without a phone",
+        lambda _: score(),
+        r"wanted the milliseconds of at least one device",
+    ),
+]
+
 ALL_MISTAKES = (
     IMAGE_MISTAKES
     + DISPARITY_MISTAKES
@@ -689,6 +763,7 @@ ALL_MISTAKES = (
     + WRITING_MISTAKES
     + PHOTOGRAPH_MISTAKES
     + FLOW_MISTAKES
+    + COMPACT_MISTAKES
 )
 
 
