@@ -48,13 +48,22 @@ class PhotoCrops(AugmentedCrops):
     Args:
         scenes: image, target (3, H, W) and disparity (1, H, W) by index.
         phase: "bokeh" or "enhancement"; what a sample is, see the head of this file.
+        noise: of `training.photo_degradation.degraded`.
     """
 
     def __init__(
-        self, scenes: Any, scene_count: int | None, crop_size: int, seed: int, *, phase: str
+        self,
+        scenes: Any,
+        scene_count: int | None,
+        crop_size: int,
+        seed: int,
+        *,
+        phase: str,
+        noise: float = 1.0,
     ) -> None:
         super().__init__(scenes, scene_count, crop_size, seed)
         self.phase = phase
+        self.noise = noise
 
     def __getitem__(self, sample_number: int) -> Scene:
         """Return the sample; see the head of this file.
@@ -81,7 +90,7 @@ class PhotoCrops(AugmentedCrops):
 
         image = crop(scene["image"])
         if self.phase == "enhancement":
-            return {"image": image, "degraded": degraded(image, generator)}
+            return {"image": image, "degraded": degraded(image, generator, self.noise)}
         # Of the whole photo: the subject may lie outside the crop.
         subject = subject_share(*(scene[name][None] for name in ("image", "target", "disparity")))
         return {"image": image, "bokeh": crop(scene["target"]), "subject": crop(subject[0])}
@@ -186,7 +195,9 @@ def open_scenes(folder: str | None, seed: int, args: argparse.Namespace) -> tupl
 def training_crops(args: argparse.Namespace) -> PhotoCrops:
     """Return the samples of a run."""
     scenes, count = open_scenes(args.data_folder, args.data_seed, args)
-    return PhotoCrops(scenes, count, args.data_crop_size, args.seed, phase=args.phase)
+    return PhotoCrops(
+        scenes, count, args.data_crop_size, args.seed, phase=args.phase, noise=args.data_noise
+    )
 
 
 def held_out_samples(args: argparse.Namespace) -> list[Scene]:

@@ -31,7 +31,7 @@ SMALLEST_SIDE = 8
 """Pixels a side that the widest blur needs."""
 
 
-def degraded(picture: Tensor, generator: torch.Generator) -> Tensor:
+def degraded(picture: Tensor, generator: torch.Generator, noise: float = 1.0) -> Tensor:
     """Return `picture` a little blurred, faded, noisy and compressed, (3, H, W) in [0, 1].
 
     A tenth is left as it is. Of the others each is changed by
@@ -41,7 +41,7 @@ def degraded(picture: Tensor, generator: torch.Generator) -> Tensor:
     2. contrast, ``mu + c (x - mu)`` with the picture's mean mu and c from 0.8 to 1,
     3. brightness, times 0.95 to 1.02,
     4. noise, Gaussian of standard deviation up to 5/255, and Poisson ``s P(x / s)`` with s up to
-       0.005,
+       0.005, both of `noise` times the standard deviation,
     5. JPEG of a quality from 70 to 95,
 
     in this order, each with probability 0.8, and JPEG 0.3. Numbers are uniform in their ranges.
@@ -50,6 +50,7 @@ def degraded(picture: Tensor, generator: torch.Generator) -> Tensor:
     Args:
         picture: (3, H, W) display-encoded sRGB in [0, 1], at least 8 px a side.
         generator: all that is drawn comes from it, so that the same state gives the same picture.
+        noise: how much of the noise there is; 0 is none. The other changes are the same.
 
     Raises:
         ValueError: the picture is of another shape, or smaller.
@@ -73,7 +74,7 @@ def degraded(picture: Tensor, generator: torch.Generator) -> Tensor:
     if brightens:
         picture = picture * _uniform(*GAINS, generator)
     if adds_noise:
-        picture = _with_noise(picture, generator)
+        picture = picture + noise * (_with_noise(picture, generator) - picture)
     picture = picture.clamp(0, 1)
     if compresses:
         low, high = JPEG_QUALITIES

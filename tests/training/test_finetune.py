@@ -31,7 +31,7 @@ from training.bokehdiff_task import BokehDiffTask, build_pipeline
 CONFIGS = [
     path
     for path in sorted((REPOSITORY / "training" / "configs").glob("*.yaml"))
-    if not path.name.startswith(("bokeh_stack_", "bokehflow_", "dsfa_"))
+    if not path.name.startswith(("bokeh_stack_", "bokehflow_", "dsfa_", "litebokeh_"))
 ]
 PAPER = REPOSITORY / "training" / "configs" / "paper.yaml"
 OFFICIAL = REPOSITORY / "training" / "configs" / "official.yaml"

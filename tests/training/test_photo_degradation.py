@@ -149,3 +149,18 @@ def test_shapes_that_are_no_picture_are_refused() -> None:
     for shape in ((1, 3, 16, 16), (1, 16, 16), (3, 7, 16)):
         with pytest.raises(ValueError, match="wanted \\(3, H, W\\), at least 8 pixels"):
             degraded(torch.zeros(shape), generator)
+
+
+def test_noise_is_a_factor() -> None:
+    """Of what one state of the generator draws: noise alone differs, and grows with the factor."""
+    picture = torch.rand(3, 32, 32, generator=seeded_generator(9)) * 0.5 + 0.25
+    grew = 0
+    for number in range(12):
+        none, half, full = (
+            degraded(picture, seeded_generator(7, number), noise) for noise in (0.0, 0.5, 1.0)
+        )
+        smaller, larger = float((half - none).std()), float((full - none).std())
+        if larger > 0.005:  # without JPEG, which answers as it likes, it is twice as much
+            assert smaller < larger
+            grew += 1
+    assert grew >= 4
