@@ -75,20 +75,58 @@ class Agreement:
     psnr: float
 
 
+class Casting(nn.Module):
+    """A layer that computes in a dtype of its own, and gives another."""
+
+    def __init__(self, layer: nn.Module, inside: torch.dtype, after: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.inside, self.after = layer, inside, after
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.layer(values.to(self.inside))
+        return result.to(self.after)
+
+
+class Exact(Casting):
+    """A layer that keeps float32, whatever the rest has; the names in a TFLite file tell it."""
+
+
+def in_precision(folded: Network, half: bool) -> Network:
+    """A copy that takes and gives float32 and computes in float16 if asked, but for what may not be
+    rounded.
+
+    The first convolution of a TinyUnet sees how sharp every place is, by differences that are as
+    small as the rounding: in float16, or with weights in it, the picture changes by 3e-3, with it
+    in float32 by 4e-4.
+    """
+    network = copy.deepcopy(folded)
+    dtype = torch.float16 if half else torch.float32
+    network.to(dtype)
+    if isinstance(folded, TinyUnet) and isinstance(network, TinyUnet):
+        first = copy.deepcopy(folded.down[0])
+        network.down[0] = Exact(first, torch.float32, dtype)
+        if half:
+            # The photo, of which what is rendered holds a share, stays float32 as well.
+            casting = Casting(network.enhancement, dtype, torch.float32)
+            network.enhancement = casting
+    return network
+
+
 class AnySize(nn.Module):
-    """``bokeh`` from ``image``, (B, 3, H, W) float32 of any size, computed in the network's dtype.
+    """``bokeh`` from ``image``, (B, 3, H, W) float32 of any size.
 
     Args:
-        network: with folded batch norms.
+        network: of :func:`in_precision`.
         enhance: go through the enhancement block.
     """
 
     def __init__(self, network: Network, enhance: bool) -> None:
         super().__init__()
         self.network, self.enhance = network, enhance
+        self.taken = torch.float32 if isinstance(network, TinyUnet) else network.dtype
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
-        bokeh: torch.Tensor = self.network(image.to(self.network.dtype), self.enhance).bokeh
+        bokeh: torch.Tensor = self.network(image.to(self.taken), self.enhance).bokeh
         return (bokeh.float(),)
 
 
@@ -173,7 +211,8 @@ def export_compact(
         size: width and height of the photos of a TFLite file, multiples of 8.
         precision: ``"float32"``; ``"float16"``: the network computes in it (ONNX), or its weights
             are stored in it (TFLite: GPUs of phones may compute in it, the CPU does not);
-            ``"int8"``, for TFLite: weights, and what goes into convolutions, have 8 bits.
+            ``"int8"``, for TFLite: weights are stored with 8 bits. The first convolution of a
+            TinyUnet keeps float32.
         enhance: with the enhancement block.
         overwrite: replace a file that exists.
 
@@ -230,10 +269,12 @@ def export_compact(
         name: f"(1, {height}, {width}, 3) float32, {meaning}" for name, meaning in MEANINGS.items()
     }
     converted = converted_to_tflite(
-        OneSize(folded, enhance), {"image": torch.zeros(1, height, width, 3)}
+        OneSize(in_precision(folded, half=False), enhance),
+        {"image": torch.zeros(1, height, width, 3)},
     )
     if precision != "float32":
-        converted = (with_half_weights if precision == "float16" else with_int8_weights)(converted)
+        smaller = with_half_weights if precision == "float16" else with_int8_weights
+        converted = smaller(converted, Exact.__name__)
     finished = labelled_tflite(converted, description_of(model), facts)
     agreement = agreement_of(answer_of_tflite(finished), wanted, [(height, width)])
     check_agreement(agreement, precision, "LiteRT")
@@ -257,7 +298,7 @@ TRIED_SIZES = ((136, 88), (77, 131))
 def _traced(
     folded: Network, enhance: bool, precision: str, values: Sequence[Value]
 ) -> onnx.ModelProto:
-    inside = copy.deepcopy(folded).half() if precision == "float16" else folded
+    inside = in_precision(folded, precision == "float16")
     examples = [torch.zeros(2, 3, *TRACED_SIZE)]
     return traced_to_onnx(AnySize(inside, enhance), examples, values[:1], values[1:])
 

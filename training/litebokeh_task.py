@@ -39,6 +39,8 @@ PHASES = ("bokeh", "enhancement")
 MODEL_KINDS = ("tiny_unet", "glass_enc_net")
 SMALLEST_JUDGED_SIDE = 32
 """Pixels a side of the smallest picture that the discriminators can judge."""
+DEAD_VARIANCE = 1e-7
+"""Of a channel of features whose values are of the order of 1."""
 LIKENESS = ("l1", "ssim", "perceptual")
 """Losses that tell the picture what it should be."""
 
@@ -415,7 +417,9 @@ class LiteBokehTask(TrainingTask):
             self.discriminator.load_state_dict(load_file(path))
 
     def save_result(self, folder: Path, trained: Mapping[str, Tensor]) -> None:
-        """Save the pipeline, as ``LiteBokehPipeline`` reads it."""
+        """Save the pipeline, as ``LiteBokehPipeline`` reads it, without dead channels."""
+        if self.args.phase == "bokeh":
+            silence_dead_channels(self.network)
         self.save_weights(folder, trained)
 
     def card_text(self, scores: Mapping[str, Any], log: list[dict[str, Any]]) -> CardText:
@@ -447,6 +451,19 @@ def build_network(args: argparse.Namespace) -> TinyUnet | GlassEncNet:
     network.requires_grad_(not enhances)
     network.enhancement.requires_grad_(enhances)
     return network
+
+
+@torch.no_grad()
+def silence_dead_channels(network: TinyUnet | GlassEncNet) -> None:
+    """Set the scale of batch norms to 0 where nothing of the training photographs got through.
+
+    Such a channel has a variance of 0, by whose root its norm divides: a photograph unlike those of
+    the training may wake it, three hundred times too strong. Nothing else changes.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_var is not None
+            module.weight[module.running_var < DEAD_VARIANCE] = 0
 
 
 def options_of(network: TinyUnet | GlassEncNet) -> dict[str, Any]:

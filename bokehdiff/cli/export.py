@@ -157,7 +157,7 @@ def compact(
         bool,
         typer.Option(
             "--int8",
-            help="Of .tflite files: weights, and what goes into convolutions, with 8 bits.",
+            help="Of .tflite files: weights with 8 bits.",
         ),
     ] = False,
     no_enhancement: Annotated[

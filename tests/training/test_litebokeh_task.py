@@ -17,7 +17,7 @@ from tests.test_vgg_feature_loss import random_vgg19
 from tests.tiny_litebokeh import tiny_unet
 from tests.training.litebokeh_runs import GLASS, arguments
 from training import train_litebokeh
-from training.litebokeh_task import LiteBokehTask
+from training.litebokeh_task import LiteBokehTask, silence_dead_channels
 from training.litebokeh_validation import validate_litebokeh
 from training.optimization import learning_rate_factor, make_optimizer, parameter_groups
 from training.task import trained_parameters
@@ -314,3 +314,19 @@ def test_the_enhancement_has_no_other_losses_and_some_engine_settings_are_refuse
 def test_options_that_the_network_does_not_have_are_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ValueError, match=f"model.options do not fit {kind}"):
         task(tmp_path, model_kind=kind, model_options={"depth": 3})
+
+
+def test_dead_channels_are_silenced_and_nothing_else() -> None:
+    network = tiny_unet()
+    norm = network.blocks[0].norm
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    # What was never active has no mean either.
+    norm.running_var[:2], norm.running_mean[:2] = 0.0, 0.0
+    silence_dead_channels(network)
+    after = network.state_dict()
+    assert (norm.weight[:2] == 0).all()
+    assert torch.equal(norm.weight[2:], before["blocks.0.norm.weight"][2:])
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {
+        f"blocks.0.norm.{name}" for name in ("weight", "running_var", "running_mean")
+    }
