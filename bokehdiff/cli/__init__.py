@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .app import APP_EXAMPLES, page
 from .compact import COMPACT_EXAMPLES, compact
 from .depth import DEPTH_EXAMPLES, depth
 from .export import export
@@ -52,6 +53,7 @@ app.command(epilog=DEPTH_EXAMPLES)(depth)
 app.command(epilog=STACK_EXAMPLES)(stack)
 app.command(epilog=VIDEO_EXAMPLES)(video)
 app.add_typer(export)
+app.command(name="app", epilog=APP_EXAMPLES)(page)
 app.command()(info)
 
 

@@ -1,0 +1,1 @@
+"""The page to click on: ``bokehdiff app``. Needs gradio, ``pip install 'bokehdiff[app]'``."""
