@@ -1,5 +1,6 @@
 # make demo    a real photograph, rendered at three focus planes
 # make test    the tests, on up to four cores (make test PYTEST="--slow" for all of them)
+# make docs    the documentation, in outputs/site
 # make tflite  an environment of its own, .venv-tflite, for bokehdiff export compact --format tflite
 # make lint    style and types;  make format  puts the style right
 #
@@ -15,7 +16,7 @@ PYTEST ?=
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format install tflite
+.PHONY: demo test lint format install tflite docs
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -32,6 +33,10 @@ lint: install
 format: install
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+# The theme would speak of the next version of mkdocs.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 # Its torch is older than that of the library may be, hence apart.
 tflite:
