@@ -50,7 +50,7 @@ def check(words: tuple[str, ...], in_text: bool = False) -> None:
         check_module(rest[1], rest[2:], "..." not in words)
     elif program == "python":
         check_help(str(REPOSITORY / rest[0]), rest[1:], runpy.run_path)
-    elif program == "bokehdiff":
+    elif Path(program).name == "bokehdiff":  # that of any environment
         check_verb(rest, whole or "-o" in rest)
     elif program == "accelerate":
         check_launch(rest, whole)

@@ -35,6 +35,7 @@ def settings(**changes: Any) -> argparse.Namespace:
         **{
             **{"data_kind": "scenes", "data_folder": None, "data_size": 40, "data_seed": 3},
             **{"data_options": {}, "data_crop_size": CROP, "seed": 7, "phase": "bokeh"},
+            **{"data_noise": 1.0},
             **{"validation_folder": None, "validation_seed": 4, "validation_scenes": 2},
             **changes,
         }
@@ -75,9 +76,11 @@ class Places:
         y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
         self.image = torch.stack([y / 64, x / 64, torch.zeros(HEIGHT, WIDTH)])
         in_focus = (x < 12)[None]
+        # Beyond that there is half of the detail along the rows, and no edge where it begins.
+        flatter = torch.stack([y / 64, (11 + (x - 11) / 2) / 64, torch.zeros(HEIGHT, WIDTH)])
         self.scene = {
             "image": self.image,
-            "target": torch.where(in_focus, self.image, self.image + 0.25),
+            "target": torch.where(in_focus, self.image, flatter),
             "disparity": torch.where(in_focus, 0.9, 0.1),
         }
 
