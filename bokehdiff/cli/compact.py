@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,20 +20,8 @@ Examples:
 
 
 def compact(
-    photos: Annotated[
-        list[Path],
-        typer.Argument(metavar="PHOTO", help="One or more photographs.", show_default=False),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="OUT",
-            help="The file to write; for several photographs a folder, created if missing.",
-            show_default=False,
-        ),
-    ],
+    photos: options.Photos,
+    output: options.PictureOrFolder,
     model: options.Model = None,
     enhancement: Annotated[
         bool,

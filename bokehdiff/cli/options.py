@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     from ..camera import Camera
     from ..lens import LensSetting
 
+Photos = Annotated[
+    list[Path],
+    typer.Argument(metavar="PHOTO", help="One or more photographs.", show_default=False),
+]
+PictureOrFolder = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT",
+        help="The file to write; for several photographs a folder, created if missing.",
+        show_default=False,
+    ),
+]
 Strength = Annotated[
     float | None,
     typer.Option(

@@ -52,20 +52,8 @@ class Highlights(str, enum.Enum):
 
 
 def render(
-    photos: Annotated[
-        list[Path],
-        typer.Argument(metavar="PHOTO", help="One or more photographs.", show_default=False),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="OUT",
-            help="The file to write; for several photographs a folder, created if missing.",
-            show_default=False,
-        ),
-    ],
+    photos: options.Photos,
+    output: options.PictureOrFolder,
     disparity: Annotated[
         str | None,
         typer.Option(
