@@ -9,9 +9,8 @@ from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from training.model_card import CardText, validation_table
+from training.model_card import CardText, validation_table, weighted_sum
 from training.refiner_validation import MISTAKES_PX
-from training.settings import Schedule
 from training.validation import BLURRED_RADIUS, IN_FOCUS_RADIUS
 
 LICENSE_FROM_NOTHING = "apache-2.0"
@@ -113,24 +112,16 @@ def _crops(args: argparse.Namespace) -> str:
 
 def _loss(args: argparse.Namespace) -> str:
     """The terms with their weights, as sums, and on what they are computed."""
-    rendering = _sum(
+    rendering = weighted_sum(
         (args.loss_reconstruction_weight, args.loss_reconstruction),
         (args.loss_perceptual_weight, "LPIPS (VGG-16)"),
         (args.loss_edge_weight, f"multi-scale edge ({args.loss_edge_variant})"),
         (args.loss_adversarial_weight, "adversarial"),
     )
     parts = [f"{rendering}, on sRGB in [-1, 1]"] if rendering else []
-    if refiner := _sum((args.loss_disparity_weight, "choice of disparity")):
+    if refiner := weighted_sum((args.loss_disparity_weight, "choice of disparity")):
         parts.append(refiner)
     return "; ".join(parts)
-
-
-def _sum(*terms: tuple[Schedule, str]) -> str:
-    return " + ".join(
-        f"({weight}) x {name}" if len(weight.points) > 1 else f"{weight} x {name}"
-        for weight, name in terms
-        if not weight.is_zero
-    )
 
 
 def _scores_section(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.model_card import CardText
+from training.model_card import CardText, scores_table, weighted_sum
 from training.settings import Schedule
 
 LICENSE_FROM_NOTHING = "apache-2.0"
@@ -122,12 +122,7 @@ def _loss(args: argparse.Namespace) -> str:
         terms.append((args.loss_coarse_depth_weight, "coarse depth"))
     if args.data_kind == "clips":
         terms.append((args.loss_warping_weight, "warping error"))
-    named = [
-        f"({weight}) x {name}" if len(weight.points) > 1 else f"{weight} x {name}"
-        for weight, name in terms
-        if not weight.is_zero
-    ]
-    return f"{' + '.join(named)}, on sRGB in [-1, 1]"
+    return f"{weighted_sum(*terms)}, on sRGB in [-1, 1]"
 
 
 def _scores_section(
@@ -145,17 +140,7 @@ def _scores_section(
         ("after training", scores, ""),
         ("after training, with the depth it finds", scores, "_own_depth"),
     ]
-    names = [name for name in COLUMNS if name in scores]
-    lines = [
-        f"| | {' | '.join(COLUMNS[name][0] for name in names)} |",
-        f"| {' | '.join(['---'] * (len(names) + 1))} |",
-    ]
-    for label, values, suffix in rows:
-        cells = [
-            f"{values[name + suffix]:.{COLUMNS[name][1]}f}" if name + suffix in values else ""
-            for name in names
-        ]
-        lines.append(f"| {' | '.join([label, *cells])} |")
+    lines = scores_table(COLUMNS, rows, scores)
     listed = [
         f"- {title}: {scores[name]:.4f}" for name, title in DEPTH_AND_FILM.items() if name in scores
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bokehdiff.models.litebokeh import GlassEncNet, TinyUnet
-from training.model_card import CardText
+from training.model_card import CardText, scores_table, weighted_sum
 from training.settings import Schedule
 
 LICENSE_FROM_NOTHING = "apache-2.0"
@@ -118,13 +118,10 @@ def _loss(args: argparse.Namespace, network: TinyUnet | GlassEncNet) -> str:
     ]
     if isinstance(network, GlassEncNet):
         terms.append((args.loss_first_weight, "the same of the first hourglass"))
-    named = [
-        f"({weight}) x {name}" if len(weight.points) > 1 else f"{weight} x {name}"
-        for weight, name in terms
-        if not weight.is_zero
-    ]
     weighted = ", up to 3 times as much in the plane of the subject"
-    return f"{' + '.join(named)}, on sRGB in [0, 1]{weighted if args.loss_depth_weighted else ''}"
+    return (
+        f"{weighted_sum(*terms)}, on sRGB in [0, 1]{weighted if args.loss_depth_weighted else ''}"
+    )
 
 
 def _scores_section(
@@ -140,17 +137,7 @@ def _scores_section(
         ("after training", scores, ""),
         ("after training, without the enhancement", scores, "_plain"),
     ]
-    names = [name for name in COLUMNS if name in scores]
-    lines = [
-        f"| | {' | '.join(COLUMNS[name][0] for name in names)} |",
-        f"| {' | '.join(['---'] * (len(names) + 1))} |",
-    ]
-    for label, values, suffix in rows:
-        cells = [
-            f"{values[name + suffix]:.{COLUMNS[name][1]}f}" if name + suffix in values else ""
-            for name in names
-        ]
-        lines.append(f"| {' | '.join([label, *cells])} |")
+    lines = scores_table(COLUMNS, rows, scores)
     about = (
         f"On display-encoded sRGB, mean over {scores['scenes']} held-out scenes ({held_out}). PSNR "
         "in dB. The sharpness is the contrast of neighbours as a share of the truth's."

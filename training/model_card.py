@@ -14,6 +14,8 @@ import torch
 from diffusers.utils.hub_utils import populate_model_card
 from huggingface_hub import ModelCard, ModelCardData
 
+from training.settings import Schedule
+
 
 @dataclass
 class RunReport:
@@ -209,6 +211,41 @@ _COLUMNS = (
     _Column("ssim", "SSIM", 4),
     _Column("lpips", "LPIPS", 4),
 )
+
+
+def weighted_sum(*terms: tuple[Schedule, str]) -> str:
+    """Return losses with their weights, without those that never count."""
+    return " + ".join(
+        f"({weight}) x {name}" if len(weight.points) > 1 else f"{weight} x {name}"
+        for weight, name in terms
+        if not weight.is_zero
+    )
+
+
+def scores_table(
+    columns: Mapping[str, tuple[str, int]],
+    rows: Sequence[tuple[str, Mapping[str, Any], str]],
+    shown: Mapping[str, Any],
+) -> list[str]:
+    """Return the lines of a table in Markdown.
+
+    Args:
+        columns: title and digits of each score by its name.
+        rows: label, scores, and what is added to the names of the scores in this row.
+        shown: scores by name; columns of others are left out.
+    """
+    names = [name for name in columns if name in shown]
+    lines = [
+        f"| | {' | '.join(columns[name][0] for name in names)} |",
+        f"| {' | '.join(['---'] * (len(names) + 1))} |",
+    ]
+    for label, values, suffix in rows:
+        cells = [
+            f"{values[name + suffix]:.{columns[name][1]}f}" if name + suffix in values else ""
+            for name in names
+        ]
+        lines.append(f"| {' | '.join([label, *cells])} |")
+    return lines
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
