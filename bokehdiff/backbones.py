@@ -18,6 +18,10 @@ from torch import Tensor
 
 __all__ = ["BACKBONES", "Published", "lpips_network", "read_weights", "vgg19_features"]
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+"""Of red, green and blue in [0, 1] in the images that torchvision's networks were trained with."""
+
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
 

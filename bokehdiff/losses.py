@@ -14,7 +14,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from bokehdiff.backbones import lpips_network, vgg19_features
+from bokehdiff.backbones import (
+    IMAGENET_DEVIATION,
+    IMAGENET_MEAN,
+    lpips_network,
+    vgg19_features,
+)
 from bokehdiff.warping import seen_before, warp
 
 RECONSTRUCTION_KINDS = ("mse", "l1", "charbonnier")
@@ -22,9 +27,6 @@ EDGE_VARIANTS = ("official", "paper")
 CHARBONNIER_EPSILON = 1e-3
 SMALLEST_PERCEPTUAL_SIDE = 16
 """Pixels a side that VGG leaves one of, after it has halved the image four times."""
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
-"""Of red, green and blue in [0, 1] in the images that torchvision's networks were trained with."""
 SSIM_WINDOW = 11
 """Pixels a side of the window of SSIM, and so of the smallest image it can judge."""
 SSIM_SIGMA = 1.5

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from evaluation.common_arguments import add_device, add_out, finish
 from evaluation.report import hardware
 from evaluation.results import Results, add_differences, summary_of_rows
+from training.validation import BLURRED_RADIUS, IN_FOCUS_RADIUS, neighbour_contrast, psnr
 
 if TYPE_CHECKING:
     from bokehdiff.models.litebokeh import GlassEncNet, TinyUnet
@@ -26,9 +27,6 @@ IDENTITY = "the photo itself"
 SHIPPED = "compact"
 WITHOUT = " without enhancement"
 
-IN_FOCUS_PX, BLURRED_PX = 0.5, 2.0
-"""Radii of the circle of confusion below which a pixel is of the subject, and above which it is of
-the background."""
 RIM_PX = 3
 """What of a region lies this near to anything else does not count for its contrast: there the other
 region's blur, or sharp edge, begins."""
@@ -38,12 +36,12 @@ METRICS: dict[str, dict[str, str]] = {
     "psnr_subject": {
         "better": "higher",
         "unit": "dB",
-        "description": f"PSNR where the circle of confusion is below {IN_FOCUS_PX} px",
+        "description": f"PSNR where the circle of confusion is below {IN_FOCUS_RADIUS} px",
     },
     "psnr_background": {
         "better": "higher",
         "unit": "dB",
-        "description": f"PSNR where it is above {BLURRED_PX:g} px",
+        "description": f"PSNR where it is above {BLURRED_RADIUS:g} px",
     },
     "background_error": {
         "better": "lower",
@@ -203,11 +201,10 @@ def scores(picture: Tensor, scene: Mapping[str, Tensor]) -> dict[str, float]:
         scene: see :func:`compact_quality`.
     """
     from bokehdiff.losses import structural_similarity_loss
-    from training.validation import neighbour_contrast, psnr
 
     target = scene["target"][None]
     radius = (scene["K"] * (scene["disparity"] - scene["df"]).abs())[None]
-    subject, background = radius < IN_FOCUS_PX, radius > BLURRED_PX
+    subject, background = radius < IN_FOCUS_RADIUS, radius > BLURRED_RADIUS
     found = {
         "psnr": psnr(picture, target, torch.ones_like(subject)),
         "ssim": 1 - float(structural_similarity_loss(2 * picture - 1, 2 * target - 1)),

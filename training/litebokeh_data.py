@@ -28,6 +28,7 @@ from evaluation.datasets.reading import MAP_SUFFIXES, PICTURE_SUFFIXES, files_by
 from evaluation.photographs import read_picture
 from training.photo_degradation import degraded
 from training.samples import AugmentedCrops, draw, scenes_on_the_fly, seeded_generator
+from training.validation import IN_FOCUS_RADIUS
 
 KINDS = ("scenes", "pairs")
 """Scenes of `data_synthesis layers`, and pairs of real photographs."""
@@ -35,7 +36,6 @@ SUBJECT_SCENES = {"focus": {"foreground": 1}, "stopped_down": 1.8 / 16}
 """Of scenes on the fly unless ``data.options`` say otherwise: a subject in focus, at f/16 and
 f/1.8. What the small aperture leaves blurred is all that tells a network what the subject is, but
 for what the picture shows."""
-IN_FOCUS_RADIUS_PX = 0.5
 
 Scene = dict[str, Tensor]
 
@@ -214,5 +214,5 @@ def held_out_sample(scene: Mapping[str, Tensor]) -> Scene:
     sample = {"image": scene["image"], "bokeh": scene["target"]}
     if "K" in scene:
         radius = scene["K"] * (scene["disparity"] - scene["df"]).abs()
-        sample["in_focus"] = radius < IN_FOCUS_RADIUS_PX
+        sample["in_focus"] = radius < IN_FOCUS_RADIUS
     return sample

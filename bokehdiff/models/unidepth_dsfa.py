@@ -18,6 +18,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backbones import IMAGENET_DEVIATION, IMAGENET_MEAN
 from ..optics import rescale_strength
 from .dsfa import DSFAEncoder, check_strengths
 
@@ -33,9 +34,6 @@ PUBLISHED_OPTIONS: dict[str, Any] = dict(
     num_heads=8, space_attention_scale="double", largest_strength=1.0, initial_gate=0.1
 )
 """Options of :class:`~bokehdiff.models.dsfa.DSFAEncoder` that the published weights want."""
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 PATCH = 14
 
