@@ -49,7 +49,9 @@ PROTOCOLS = {
         "evaluation.controllability", "whether blur follows K, and focus follows df"
     ),
     "report": Protocol(
-        "evaluation.reports.command", "a page of results, or the README's numbers checked", ()
+        "evaluation.reports.command",
+        "a page of results, or the documented numbers checked",
+        (),
     ),
     "metrics": Protocol("evaluation.metric_list", "what the metrics are and what each fixes", ()),
     "verify": Protocol("evaluation.datasets.verify", "whether a data set is whole", ()),

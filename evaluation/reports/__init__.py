@@ -1,1 +1,1 @@
-"""Results for people: tables, plots, contact sheets, one page; and the README's numbers checked."""
+"""Results for people: tables, plots, contact sheets, one page; and documented numbers checked."""

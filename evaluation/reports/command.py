@@ -1,4 +1,4 @@
-"""``python -m evaluation report``: a page of results, or the numbers of the README checked."""
+"""``python -m evaluation report``: a page of results, or the documented numbers checked."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.reports.markers import Difference
-from evaluation.reports.measuring import Measurement, measure, pictures_of
-from evaluation.reports.quoted_numbers import QuotedNumbers
-from evaluation.reports.readme_numbers import (
+from evaluation.reports.documented_numbers import (
+    DOCUMENTED_NUMBERS,
     RAYTRACED_DATA,
-    README_NUMBERS,
     REPOSITORY,
     SYNBOKEH_DATA,
     SYNBOKEH_SCENES,
     SYNBOKEH_SIZE,
 )
+from evaluation.reports.markers import Difference
+from evaluation.reports.measuring import Measurement, measure, pictures_of
+from evaluation.reports.quoted_numbers import QuotedNumbers
 from evaluation.reports.tables import Results
 
 if TYPE_CHECKING:
@@ -45,14 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="RESULTS",
         help="JSON files that --out of other commands wrote: their tables, plots and one page. "
-        "Without any, the numbers that the README quotes are measured anew and compared.",
+        "Without any, the numbers that README and documentation quote are measured anew and "
+        "compared.",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
         help="folder for what is made, new or of an earlier report; default: reports/NAME in the "
-        "checkout, NAME that of the first RESULTS, or readme",
+        "checkout, NAME that of the first RESULTS, or documentation",
     )
     sheet = parser.add_argument_group("a contact sheet, with RESULTS of one comparison")
     sheet.add_argument(
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whose worst, median and best photograph are shown; default: the last of the results",
     )
     sheet.add_argument("--metric", metavar="NAME", help="by which; default: the first")
-    numbers = parser.add_argument_group("the numbers of the README, without RESULTS")
+    numbers = parser.add_argument_group("the numbers of README and documentation, without RESULTS")
     numbers.add_argument(
         "--raytraced",
         type=Path,
@@ -75,9 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     numbers.add_argument(
         "--only",
         action="append",
-        choices=list(README_NUMBERS.blocks),
+        choices=list(DOCUMENTED_NUMBERS.blocks),
         metavar="NAME",
-        help=f"only this block: {', '.join(README_NUMBERS.blocks)}; may be given several times",
+        help=f"only this block: {', '.join(DOCUMENTED_NUMBERS.blocks)}; may be given several times",
     )
     numbers.add_argument(
         "--write", action="store_true", help="put what was measured into the files"
@@ -101,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         _refuse(arguments, ("raytraced", "only", "write", "processes"), "with RESULTS")
         return report_results(arguments, arguments.out or REPORTS / arguments.results[0].stem)
     _refuse(arguments, ("pictures", "data", "method", "metric"), "without RESULTS")
-    return check_numbers(arguments, arguments.out or REPORTS / "readme")
+    return check_numbers(arguments, arguments.out or REPORTS / "documentation")
 
 
 def report_results(arguments: argparse.Namespace, out: Path) -> int:
@@ -133,7 +134,7 @@ def report_results(arguments: argparse.Namespace, out: Path) -> int:
 
 
 def check_numbers(
-    arguments: argparse.Namespace, out: Path, numbers: QuotedNumbers = README_NUMBERS
+    arguments: argparse.Namespace, out: Path, numbers: QuotedNumbers = DOCUMENTED_NUMBERS
 ) -> int:
     """Measures what documents quote, and compares or rewrites it; returns the exit status."""
     start = time.perf_counter()
@@ -156,7 +157,7 @@ def check_numbers(
         for name, made in measurements.items()
         if made.sheet
     }
-    write_report(results, sheets, out, "The numbers that the README quotes", introduction)
+    write_report(results, sheets, out, "The documented numbers", introduction)
     if differences:
         print(difference_table(differences))
     if arguments.write:

@@ -201,7 +201,6 @@ def commands_to_run(page: str) -> list[Command]:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_to_run(page)])
 def test_commands_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

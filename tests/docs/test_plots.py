@@ -48,7 +48,6 @@ def test_neglected_occlusion_gives_a_halo_and_the_renderer_does_not():
     assert redness[1] > 0.1 > redness[2]
 
 
-@pytest.mark.slow
 def test_pictures_are_those_of_the_script(tmp_path: Path):
     plots = load(SCRIPT)
     plots.draw(tmp_path)
@@ -62,3 +61,12 @@ def test_pictures_are_those_of_the_script(tmp_path: Path):
             assert np.abs(drawn - kept).mean() < LARGEST_MEAN_DIFFERENCE, name
         else:
             assert (tmp_path / name).read_text("utf-8").lstrip().startswith("<?xml")
+
+
+@pytest.mark.slow
+def test_the_photograph_at_the_head_of_the_readme_is_that_of_its_script():
+    picture = load("docs/plots/refocused_photo.py")
+    drawn = np.asarray(picture.draw()).astype(float)
+    kept = np.asarray(Image.open(picture.FILE)).astype(float)
+    assert drawn.shape == kept.shape
+    assert np.abs(drawn - kept).mean() < LARGEST_MEAN_DIFFERENCE

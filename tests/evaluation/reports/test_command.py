@@ -13,10 +13,10 @@ from PIL import Image
 
 from data_synthesis.benchmark import write_benchmark
 from evaluation.reports.command import add_arguments, check_numbers, difference_table, run
+from evaluation.reports.documented_numbers import RAYTRACED_DATA
 from evaluation.reports.markers import Difference
 from evaluation.reports.measuring import Measurement
 from evaluation.reports.quoted_numbers import Block, QuotedNumbers
-from evaluation.reports.readme_numbers import RAYTRACED_DATA
 from tests.evaluation.reports import example_results
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from evaluation.reports.documented_numbers import DOCUMENTED_NUMBERS
 from evaluation.reports.markers import blocks_in
 from evaluation.reports.measuring import Measurement
 from evaluation.reports.quoted_numbers import Block, QuotedNumbers
-from evaluation.reports.readme_numbers import README_NUMBERS
 
 DOCUMENT = "# A\r\n<!-- numbers: one -->\r\ntiny 36.17 dB\r\n<!-- end -->\r\nB\r\n"
 
@@ -77,17 +77,19 @@ def test_documents_and_registry_have_to_fit(numbers: QuotedNumbers) -> None:
 
 
 def test_every_block_of_our_documents_is_known_and_every_known_one_is_there() -> None:
-    quoted = README_NUMBERS.quoted(list(README_NUMBERS.blocks))
+    quoted = DOCUMENTED_NUMBERS.quoted(list(DOCUMENTED_NUMBERS.blocks))
     assert all(block.text.strip() for block in quoted.values())
 
 
 def test_no_other_document_has_blocks() -> None:
-    documents = {block.file for block in README_NUMBERS.blocks.values()}
-    for file in README_NUMBERS.folder.glob("*.md"):
-        if file.name not in documents:
-            assert not blocks_in(file.read_text(encoding="utf-8"), file.name), file
+    documents = {block.file for block in DOCUMENTED_NUMBERS.blocks.values()}
+    folder = DOCUMENTED_NUMBERS.folder
+    for file in (*folder.glob("*.md"), *(folder / "docs").rglob("*.md")):
+        name = file.relative_to(folder).as_posix()
+        if name not in documents:
+            assert not blocks_in(file.read_text(encoding="utf-8"), name), file
 
 
 def test_every_measurement_is_quoted_and_every_block_is_measured() -> None:
-    measured = {block.measurement for block in README_NUMBERS.blocks.values()}
-    assert measured == set(README_NUMBERS.measurements)
+    measured = {block.measurement for block in DOCUMENTED_NUMBERS.blocks.values()}
+    assert measured == set(DOCUMENTED_NUMBERS.measurements)

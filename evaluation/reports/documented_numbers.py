@@ -1,4 +1,4 @@
-"""The numbers that the README and the model card quote: how each is measured and written.
+"""The numbers that README, documentation and model card quote: how each is measured and written.
 
 Blocks between ``<!-- numbers: NAME -->`` and ``<!-- end -->`` hold what :data:`BLOCKS` makes of
 :data:`MEASUREMENTS`. Seconds depend on the machine and stand in no block.
@@ -33,11 +33,12 @@ __all__ = [
     "SYNBOKEH_DATA",
     "SYNBOKEH_SCENES",
     "SYNBOKEH_SIZE",
-    "README_NUMBERS",
+    "DOCUMENTED_NUMBERS",
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = "README.md"
+EVALUATION_PAGE = "docs/evaluation.md"
 MODEL_CARD = "bokehdiff/assets/tiny/README.md"
 LINE_LENGTH = 100
 
@@ -63,9 +64,12 @@ RAYTRACED_METRICS = (
 ABLATION_METRICS = ("psnr_nohl", "psnr_edge_nohl", "psnr")
 SYNBOKEH_METRICS = ("psnr", "ssim", "psnr_edge", "psnr_blurred", "psnr_infocus")
 
+BOKEHME = "evaluation.other_systems:bokehme_scatter"
+
 NAMES = {
     IDENTITY: "the photo itself",
     "gaussian": "best Gaussian, chosen with the truth",
+    BOKEHME: "classical renderer of BokehMe, from its equations",
     "scatter": '`render_bokeh(method="scatter")`',
     "tiny": "`bokehdiff.TINY`",
     "pyramid": '`render_bokeh(method="pyramid")`, a preview',
@@ -88,7 +92,8 @@ MEASUREMENTS: dict[str, Measurement] = {
             "raytraced",
             RAYTRACED_DATA,
             *_options(
-                "--method", ["gaussian", "scatter", "tiny", "pyramid", "layered", "layered+boost"]
+                "--method",
+                ["gaussian", BOKEHME, "scatter", "tiny", "pyramid", "layered", "layered+boost"],
             ),
             *_options("--metric", RAYTRACED_METRICS),
         ),
@@ -150,7 +155,7 @@ MEASUREMENTS: dict[str, Measurement] = {
 
 
 def raytraced_text(results: Results) -> str:
-    """The table of "How good it is"."""
+    """The table of every renderer."""
     columns = [
         ("all", "psnr_nohl", None),
         ("SSIM", "ssim_nohl", None),
@@ -163,6 +168,17 @@ def raytraced_text(results: Results) -> str:
         ("with the lights: all", "psnr", None),
         ("SSIM", "ssim", None),
         ("near depth edges", "psnr_edge", None),
+    ]
+    return _table(results, columns)
+
+
+def headline_text(results: Results) -> str:
+    """The README's table: the same methods, and what matters most."""
+    columns = [
+        ("PSNR, dB", "psnr_nohl", None),
+        ("near depth edges", "psnr_edge_nohl", None),
+        ("in focus", "psnr_infocus", None),
+        ("SSIM", "ssim_nohl", None),
     ]
     return _table(results, columns)
 
@@ -279,17 +295,18 @@ def tiny_card_text(results: Results) -> str:
 
 
 BLOCKS: dict[str, Block] = {
-    "raytraced": Block(README, "raytraced", raytraced_text),
-    "raytraced_linear": Block(README, "raytraced_linear", raytraced_linear_text),
-    "synbokeh": Block(README, "synbokeh", synbokeh_text),
-    "robustness": Block(README, "robustness", robustness_text),
-    "ablations": Block(README, "ablations", ablations_text),
-    "controllability": Block(README, "controllability", controllability_text),
+    "raytraced": Block(EVALUATION_PAGE, "raytraced", raytraced_text),
+    "raytraced_linear": Block(EVALUATION_PAGE, "raytraced_linear", raytraced_linear_text),
+    "synbokeh": Block(EVALUATION_PAGE, "synbokeh", synbokeh_text),
+    "robustness": Block(EVALUATION_PAGE, "robustness", robustness_text),
+    "ablations": Block(EVALUATION_PAGE, "ablations", ablations_text),
+    "controllability": Block(EVALUATION_PAGE, "controllability", controllability_text),
+    "headline": Block(README, "raytraced", headline_text),
     "tiny_card": Block(MODEL_CARD, "raytraced", tiny_card_text),
 }
 """Every block of numbers by its name."""
 
-README_NUMBERS = QuotedNumbers(REPOSITORY, BLOCKS, MEASUREMENTS)
+DOCUMENTED_NUMBERS = QuotedNumbers(REPOSITORY, BLOCKS, MEASUREMENTS)
 
 
 def _table(results: Results, columns: Sequence[tuple[str, str, int | None]]) -> str:

@@ -1,11 +1,11 @@
-"""The texts of the README's blocks, made of results written by hand."""
+"""The texts of the blocks of documents, made of results written by hand."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from evaluation.metrics import METRICS
-from evaluation.reports.readme_numbers import (
+from evaluation.reports.documented_numbers import (
     ABLATION_METRICS,
     BLOCKS,
     MEASUREMENTS,
@@ -63,6 +63,13 @@ def test_raytraced_table() -> None:
     assert "**" not in lines[2], "the photo itself takes no part in being the best"
     assert lines[7].count("**37.00**") == 7 and lines[7].count("**38.00**") == 1
     assert sum(line.count("**") for line in lines) == 2 * 11, "one best in each column"
+
+
+def test_headline_has_the_same_methods_in_fewer_columns() -> None:
+    lines = BLOCKS["headline"].text(comparison(RAYTRACED_METRICS, RAYTRACED)).splitlines()
+    assert len(lines) == 2 + len(RAYTRACED)
+    assert lines[0] == "|  | PSNR, dB | near depth edges | in focus | SSIM |"
+    assert lines[3] == ("| best Gaussian, chosen with the truth | 25.00 | 25.00 | 25.00 | 0.250 |")
 
 
 def test_model_card_paragraph() -> None:
