@@ -66,7 +66,8 @@ def serve(
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
+        quiet=True,
         max_file_size=settings.largest_upload_mb * 2**20,
         allowed_paths=[],
         state_session_capacity=VISITORS_KEPT,
@@ -79,4 +80,7 @@ def serve(
         share=False,
         ssr_mode=False,
     )
+    if block:
+        print(f"The page is at {address} (Ctrl-C stops it).", flush=True)
+        page.block_thread()
     return page, address

@@ -35,20 +35,22 @@ class Visitor:
     Args:
         folder: only this visitor is told its name.
         scene: the photograph; None before there is one.
-        photo_file: the photograph that was dropped last, which may still lack its disparity.
+        dropped: the files that came last, which may not have become a scene.
         df: disparity in focus.
         df_before: what was in focus before.
-        request: number of the latest picture asked for; what belongs to older ones is not made.
-        chosen_request: the latest that the chosen renderer was asked for.
+        request: number of the latest picture asked for; what belongs to older ones is not shown.
+        awaited: lens and renderer of what is still to be made in the place of a fast preview.
+        remarks: sentences that stand below the next picture too.
     """
 
     folder: Path
     scene: Scene | None = None
-    photo_file: Path | None = None
+    dropped: Sources | None = None
     df: float = 0.0
     df_before: float = 0.0
     request: int = 0
-    chosen_request: int = 0
+    awaited: tuple[LensControls, Choice] | None = None
+    remarks: list[str] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _files: list[Path] = field(default_factory=list)
 
@@ -58,7 +60,7 @@ class Visitor:
         Raises:
             ValueError, OSError: it cannot be used; what was there before stays.
         """
-        self.photo_file = sources.photo
+        self.dropped = sources
         self.scene = open_scene(sources, renderers)
         self.df = self.df_before = self.scene.subject_df
         return self.scene

@@ -23,16 +23,21 @@ class Choice:
     model: str | None = None
 
     @property
+    def name(self) -> str:
+        """The label without its explanation."""
+        return self.label.split(":")[0]
+
+    @property
     def shapes_openings(self) -> bool:
         """Whether blades and cat-eye can be asked for."""
         return self.method not in NETWORKS
 
 
 BUILT_IN_CHOICES = (
-    Choice("TINY: the diffusion model inside the package", Method.model),
-    Choice("BokehFlow: the small fast network inside the package", Method.flow),
-    Choice("layered: classical, the most faithful", Method.layered),
-    Choice("scatter: classical, without a guess of what is hidden", Method.scatter),
+    Choice("TINY: the embedded diffusion model", Method.model),
+    Choice("BokehFlow: small and fast, embedded", Method.flow),
+    Choice("layered: classical, most faithful", Method.layered),
+    Choice("scatter: classical, guesses nothing", Method.scatter),
     Choice("pyramid: classical, fast", Method.pyramid),
 )
 

@@ -83,7 +83,7 @@ def measure(address: str, pid: int, folder: Path, arguments: argparse.Namespace)
         photo, map_file = scene_of(number, arguments.side, folder)
         try:
             client = Client(address, verbose=False)
-            lens = (*LENS, "BokehFlow: the small fast network inside the package")
+            lens = (*LENS, "BokehFlow: small and fast, embedded")
             for turn in range(each):
                 if time.monotonic() > end:
                     raise TimeoutError(f"after {arguments.seconds:g} s")

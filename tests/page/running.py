@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,19 @@ SENTENCE = "document.querySelector('#said textarea').value"
 
 
 @contextlib.contextmanager
-def running_page(folder: Path) -> Iterator[str]:
-    """The address of a page, started by the repository's app.py and stopped afterwards."""
+def running_page(folder: Path, options: Sequence[str] | None = None) -> Iterator[str]:
+    """The address of a page, stopped afterwards.
+
+    Args:
+        folder: an empty one, for its log and temporary files.
+        options: of ``bokehdiff app``, which then starts it; else the repository's app.py does.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    command = [str(REPOSITORY / "app.py")]
+    if options is not None:
+        command = ["-m", "bokehdiff", "app", "--port", str(port), *options]
     surroundings = {
         **os.environ,
         "GRADIO_SERVER_PORT": str(port),
@@ -39,7 +47,7 @@ def running_page(folder: Path) -> Iterator[str]:
     log = folder / "log.txt"
     with open(log, "w") as output:
         server = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "app.py")],
+            [sys.executable, *command],
             env=surroundings, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY,
         )  # fmt: skip
         address = f"http://127.0.0.1:{port}/"
