@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   python -m evaluation speed compact --variant tiny --variant glass --mean-opinion-score 6.5
   python -m evaluation speed compact --model FOLDER --onnx compact.onnx --tflite compact.tflite
   python -m evaluation speed compact --linearity
+  python -m evaluation speed start --repeats 5
 """
 
 
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flow(subjects)
     add_recurrence(subjects)
     add_compact(subjects)
+    add_start(subjects)
 
 
 def packages(arguments: argparse.Namespace) -> list[str]:
@@ -52,6 +54,8 @@ def packages(arguments: argparse.Namespace) -> list[str]:
         return ["matplotlib"] if arguments.plot else []
     if arguments.subject == "pipeline":
         return ["skimage"] if arguments.megapixels else []
+    if arguments.subject == "start":
+        return ["skimage"]
     if arguments.subject in ("flow", "recurrence", "compact"):
         return []
     return ["scipy.ndimage", "skimage"]
@@ -385,6 +389,33 @@ def add_compact(subjects: argparse._SubParsersAction) -> None:
     compact.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
 
 
+def add_start(subjects: argparse._SubParsersAction) -> None:
+    """The arguments of ``speed start``."""
+    start = subjects.add_parser(
+        "start",
+        help="the import, the command line and the first picture of a fresh process",
+        description="Measure seconds and peak memory of fresh processes: import bokehdiff, "
+        "bokehdiff --help, and the first picture of scikit-image's motorcycle photograph.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    start.add_argument(
+        "--first-picture",
+        action="append",
+        metavar="NAME",
+        help="layered, flow_nano or tiny; may be given several times. Default: all",
+    )
+    start.add_argument(
+        "--megapixels",
+        type=float,
+        default=0.177,
+        help="of the photograph, default %(default)s: 512 px wide",
+    )
+    start.add_argument("--repeats", type=int, default=5, help="that count, default %(default)s")
+    start.add_argument("--threads", type=int, default=1, help="CPU threads, default %(default)s")
+    start.add_argument("--out", metavar="FILE", help="write the figures to this JSON file")
+
+
 def measure_render(arguments: argparse.Namespace) -> None:
     """Times the pipeline on one photograph; prints a sentence and writes the JSON."""
     import torch
@@ -586,6 +617,13 @@ def measure_compact(arguments: argparse.Namespace) -> None:
     compact_speed.run(arguments)
 
 
+def measure_start(arguments: argparse.Namespace) -> None:
+    """Times fresh processes; prints the tables and writes the JSON."""
+    from evaluation import start_speed
+
+    start_speed.run(arguments)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Times what was asked for; returns 0. ValueError for mistakes."""
     subjects = {
@@ -596,6 +634,7 @@ def run(arguments: argparse.Namespace) -> int:
         "flow": measure_flow,
         "recurrence": measure_recurrence,
         "compact": measure_compact,
+        "start": measure_start,
     }
     subjects[arguments.subject](arguments)
     return 0
