@@ -8,6 +8,7 @@ Replace ``blur`` by your method, or name another: --method path/to/file.py:funct
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,18 +34,27 @@ def main() -> int:
     parser.add_argument("--method", default=f"gaussians={__file__}:blur", help="NAME=file.py:name")
     parser.add_argument("--scenes", default="3", help="number of them, each at 4 levels of blur")
     parser.add_argument("--size", default="128", help="pixels of their sides")
-    parser.add_argument("--out", type=Path, default=Path("outputs/evaluate_method"), help="folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/evaluate_method"), help="replaces earlier results"
+    )
     asked = parser.parse_args()
+    started = time.perf_counter()
 
     data, results = str(asked.out / "data"), str(asked.out / "results.json")
     benchmark = ["benchmark", "--count", asked.scenes, "--size", asked.size, "--out", data]
     methods = ["--method", asked.method, "--method", "tiny", "--method", "scatter"]
-    return (
+    failed = (
         synthesize(benchmark)
         or evaluate(["compare", "synbokeh300", data, *methods, "--out", results])
         or evaluate(["report", results, "--out", str(asked.out / "report")])
     )
+    if not failed:
+        print(f"Results: {asked.out.resolve()} ({time.perf_counter() - started:.0f} s)")
+    return failed
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (ValueError, OSError, ImportError) as mistake:
+        sys.exit(f"evaluate_method.py: {mistake}")

@@ -8,28 +8,38 @@ nothing. All settings of training/finetune.py may be added.
 """
 
 import argparse
+import sys
+import time
 from pathlib import Path
 
 import bokehdiff
-from data_synthesis.cutouts import procedural_cutout
-from data_synthesis.layer_scenes import LayerScenes
-from training import finetune
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    more = "All settings of training/finetune.py may be added, for instance --max_train_steps 2000."
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog=more, allow_abbrev=False
+    )
     parser.add_argument("--cutouts", type=Path, help="folder of RGBA pictures")
     parser.add_argument("--photos", type=Path, help="folder of backgrounds")
-    parser.add_argument("--out", type=Path, default=Path("outputs/train_on_cutouts"), help="folder")
+    out = Path("outputs/train_on_cutouts")
+    help_of_out = "folder; a second run in it wants --resume latest or --overwrite_output_dir"
+    parser.add_argument("--out", type=Path, default=out, help=help_of_out)
     asked, settings = parser.parse_known_args()
+    started = time.perf_counter()
+
+    from data_synthesis.cutouts import procedural_cutout
+    from data_synthesis.layer_scenes import LayerScenes
+    from training import finetune
 
     cutouts = asked.cutouts
     if cutouts is None:
         cutouts = asked.out / "cutouts"
         cutouts.mkdir(parents=True, exist_ok=True)
         for number in range(8):
-            procedural_cutout(number, side=192).save(cutouts / f"{number}.png")
-    photos = "null" if asked.photos is None else asked.photos
+            if not (cutouts / f"{number}.png").exists():
+                procedural_cutout(number, side=192).save(cutouts / f"{number}.png")
+    photos = "null" if asked.photos is None else f"'{asked.photos}'"
     run = f"""
         --pretrained {bokehdiff.TINY} --trained_parts correction --no-pisa_hardness_by_step
         --data_kind layers --data_size 96 --data_crop_size 64 --batch_size 2
@@ -46,8 +56,12 @@ def main() -> None:
     blurred = pipe(*seen, output_type="pt").images
     for name, picture in (("image", seen[0]), ("blurred", blurred), ("truth", scene["target"])):
         bokehdiff.write_image(asked.out / f"{name}.png", picture, overwrite=True)
-    print(f"The model, and a scene that it has not seen: {asked.out.resolve()}")
+    took = f"{time.perf_counter() - started:.0f} s"
+    print(f"The model, and a scene that it has not seen: {asked.out.resolve()} ({took})")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as mistake:
+        sys.exit(f"train_on_cutouts.py: {mistake}")

@@ -1,4 +1,4 @@
-"""Nodes that blur: what renders, what is in focus, one picture, a focus pull, a bokeh stack.
+"""Nodes that blur: what renders, what is in focus, which camera, one picture, a focus pull.
 
 What runs along the links, besides ComfyUI's own types:
 
@@ -8,57 +8,47 @@ What runs along the links, besides ComfyUI's own types:
     a ``bokehdiff.depth.DepthEstimate``: the map (B, 1, H, W), and whether it is in 1/metres
 ``FOCUS``
     arguments of ``bokehdiff.lens.choose_lens`` that say what is in focus
-
-ComfyUI's IMAGE is (B, H, W, C) in [0, 1], its MASK (B, H, W), both on the CPU.
+``BOKEH_CAMERA``
+    those that say how strong the blur is: a ``bokehdiff.Camera``, and distances
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 import bokehdiff
+from bokehdiff.camera import ASSUMED_FOCUS_DISTANCE_M, FULL_FRAME_WIDTH_MM
 from bokehdiff.easing import eased
-from bokehdiff.images import as_disparity_batch, as_image_batch
-from bokehdiff.lens import DEFAULT_STRENGTH, LensSetting, choose_lens
-from bokehdiff.stack_strengths import check_strengths
+from bokehdiff.lens import LensSetting, choose_lens
+
+from .shared import (
+    CAMERA,
+    DISPARITY,
+    FOCUS,
+    ONE_PHOTO,
+    PHOTO,
+    RENDERER,
+    STRENGTH,
+    WHOLE_SUBJECT,
+    as_comfy_image,
+    as_photos,
+    device,
+    nearness_of,
+    number,
+    one_photo,
+    pixel,
+    progress,
+)
 
 if TYPE_CHECKING:
     from bokehdiff.depth import DepthEstimate
 
 BOKEHDIFF, BOKEHFLOW = "BokehDiff or SDXL", "BokehFlow"
-
-# What several nodes ask for.
-PHOTO = ("IMAGE", {"tooltip": "Photographs in which all is sharp."})
-ONE_PHOTO = ("IMAGE", {"tooltip": "One photograph in which all is sharp."})
-RENDERER = ("BOKEH_RENDERER", {"tooltip": "What makes the blur."})
-DISPARITY = ("DISPARITY", {"tooltip": "How near everything is, as large as the photograph."})
-STRENGTH = (
-    "FLOAT",
-    {
-        "default": DEFAULT_STRENGTH,
-        "min": 0.0,
-        "max": 10000.0,
-        "step": 0.5,
-        "tooltip": "Blur strength: pixels of blur radius per unit of disparity. The radius is "
-        "K * |disparity - disparity in focus|. If the disparity is in 1/metres, so is this.",
-    },
-)
-STRENGTHS = (
-    "STRING",
-    {
-        "default": "10, 20, 30",
-        "tooltip": "Blur strength of each picture: pixels of blur radius per 1/metre.",
-    },
-)
-WHOLE_SUBJECT = (
-    "BOOLEAN",
-    {"default": False, "tooltip": "Keep all of the subject sharp, not one plane of it."},
-)
 
 
 # --- What renders ---------------------------------------------------------------------------------
@@ -175,7 +165,7 @@ class ClassicalRendererNode:
                         "tooltip": "Blades of the iris; 0 for a disc.",
                     },
                 ),
-                "rotation": number(0.0, -360.0, 360.0, 1.0, "Degrees by which blades are turned."),
+                "rotation": number(0.0, -360.0, 360.0, 0.5, "Degrees by which blades are turned."),
                 "roundness": number(
                     0.0, 0.0, 1.0, 0.05, "Bends the blades from straight (0) to the circle (1)."
                 ),
@@ -283,10 +273,81 @@ class FocusDisparity:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = "Disparity in focus: 0 (farthest) to 1 (nearest), or 1/metres as the map is."
-        return {"required": {"df": number(0.5, 0.0, 100.0, 0.01, tooltip)}}
+        return {"required": {"df": number(0.5, 0.0, 100.0, 0.005, tooltip)}}
 
     def choose(self, df: float) -> tuple[dict[str, Any]]:
         return ({"df": df},)
+
+
+# --- How strong the blur is -----------------------------------------------------------------------
+
+
+class CameraNode:
+    """The camera whose blur is wanted, in place of K."""
+
+    DESCRIPTION = __doc__
+    CATEGORY = "bokehdiff"
+    FUNCTION = "choose"
+    RETURN_TYPES = ("BOKEH_CAMERA",)
+    RETURN_NAMES = ("camera",)
+    OUTPUT_TOOLTIPS = ("For the nodes that render, in place of K.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "f_number": number(1.8, 0.1, 1000.0, 0.05, "Aperture: 1.8 blurs more than 8."),
+                "focal_length_mm": number(
+                    50.0, 0.1, 10000.0, 0.5, "The real one in mm, not the 35 mm equivalent."
+                ),
+                "sensor_width_mm": number(
+                    FULL_FRAME_WIDTH_MM,
+                    0.1,
+                    1000.0,
+                    0.05,
+                    "Long side of the sensor in mm: 36 is full frame, 23.5 APS-C, 17.3 Micro Four "
+                    "Thirds. Of a cropped photograph, of what is left.",
+                ),
+                "focus_distance_m": number(
+                    ASSUMED_FOCUS_DISTANCE_M,
+                    0.01,
+                    100000.0,
+                    0.05,
+                    "Metres to what is in focus; in a focus pull, at first. Not used where the "
+                    "disparity is in 1/metres, which says it by itself.",
+                ),
+                "farthest_distance_m": number(
+                    0.0,
+                    0.0,
+                    100000.0,
+                    0.5,
+                    "Metres to the farthest thing, for instance the wall of a room; 0 for "
+                    "infinity. Not used where the disparity is in 1/metres.",
+                ),
+            }
+        }
+
+    def choose(
+        self,
+        f_number: float,
+        focal_length_mm: float,
+        sensor_width_mm: float,
+        focus_distance_m: float,
+        farthest_distance_m: float,
+    ) -> tuple[dict[str, Any]]:
+        camera = {
+            "camera": bokehdiff.Camera(f_number, focal_length_mm, sensor_width_mm),
+            "focus_distance_m": focus_distance_m,
+            "farthest_distance_m": farthest_distance_m or math.inf,
+        }
+        return (camera,)
+
+
+def blur_of(K: float, camera: dict[str, Any] | None, metric: bool) -> dict[str, Any]:
+    """Arguments of ``choose_lens`` that say how strong the blur is: a camera if there is one."""
+    if camera is None:
+        return {"K": K}
+    return {"camera": camera["camera"]} if metric else camera
 
 
 # --- Rendering ------------------------------------------------------------------------------------
@@ -311,10 +372,11 @@ class Render:
             "required": {
                 "image": PHOTO,
                 "disparity": DISPARITY,
-                "focus": ("FOCUS", {"tooltip": "What is in focus."}),
+                "focus": FOCUS,
                 "renderer": RENDERER,
                 "K": STRENGTH,
-            }
+            },
+            "optional": {"camera": CAMERA},
         }
 
     def render(
@@ -324,22 +386,25 @@ class Render:
         focus: dict[str, Any],
         renderer: Any,
         K: float,
+        camera: dict[str, Any] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         photos = as_photos(image)
         nearness = nearness_of(disparity, photos)
-        lens = choose_lens(nearness, K=K, metric=disparity.metric, image=photos, **focus)
+        metric = disparity.metric
+        blur = blur_of(K, camera, metric)
+        lens = choose_lens(nearness, metric=metric, image=photos, **focus, **blur)
         blurred = []
         # One by one, so that memory does not grow with the batch.
         for number_of_photo in progress(len(photos)):
             one = slice(number_of_photo, number_of_photo + 1)
-            refocus = prepared(renderer, photos[one], nearness[one], disparity.metric)
+            refocus = prepared(renderer, photos[one], nearness[one], metric)
             blurred.append(refocus(lens.part(one.start, one.stop)))
         overlay = bokehdiff.coc_overlay(photos, lens.signed_defocus(nearness))
         return as_comfy_image(torch.cat(blurred)), as_comfy_image(overlay)
 
 
 class FocusPull:
-    """Moves the focus of one photograph from one thing to another, as a film."""
+    """Moves the focus of one photograph, as a film, with the blur of its first frame throughout."""
 
     DESCRIPTION = __doc__
     CATEGORY = "bokehdiff"
@@ -366,7 +431,8 @@ class FocusPull:
                     ["smooth", "linear"],
                     {"tooltip": "smooth starts and stops gently; linear moves evenly."},
                 ),
-            }
+            },
+            "optional": {"camera": CAMERA},
         }
 
     def pull(
@@ -379,14 +445,17 @@ class FocusPull:
         K: float,
         frames: int,
         easing: str,
+        camera: dict[str, Any] | None = None,
     ) -> tuple[torch.Tensor]:
         photo = one_photo(image)
         nearness = nearness_of(disparity, photo)
-        start, end = (
-            choose_lens(nearness, K=K, metric=disparity.metric, image=photo, **focus)
-            for focus in (focus_from, focus_to)
-        )
-        refocus = prepared(renderer, photo, nearness, disparity.metric)
+        metric = disparity.metric
+        # The blur stays as strong as it is at first, and distances are those of what is in focus
+        # there.
+        blur = blur_of(K, camera, metric)
+        start = choose_lens(nearness, metric=metric, image=photo, **focus_from, **blur)
+        end = choose_lens(nearness, metric=metric, image=photo, **focus_to)
+        refocus = prepared(renderer, photo, nearness, metric)
         pictures = []
         for frame in progress(frames):
             time = frame / (frames - 1)
@@ -398,92 +467,6 @@ class FocusPull:
             )
             pictures.append(refocus(lens))
         return (as_comfy_image(torch.cat(pictures)),)
-
-
-class Stack:
-    """Blurs one photograph with several strengths; the disparity is in 1/metres."""
-
-    DESCRIPTION = __doc__
-    CATEGORY = "bokehdiff"
-    FUNCTION = "render"
-    RETURN_TYPES = ("IMAGE", "STRING", "STRING")
-    RETURN_NAMES = ("stack", "K", "focus_distance_m")
-    OUTPUT_TOOLTIPS = (
-        "One picture for each strength, as a batch.",
-        "The strengths, for the nodes that find depth in a stack.",
-        "Metres to what is in focus, for the same.",
-    )
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "image": ONE_PHOTO,
-                "disparity": DISPARITY,
-                "focus": ("FOCUS", {"tooltip": "What is in focus."}),
-                "renderer": RENDERER,
-                "K": STRENGTHS,
-            }
-        }
-
-    def render(
-        self,
-        image: torch.Tensor,
-        disparity: DepthEstimate,
-        focus: dict[str, Any],
-        renderer: Any,
-        K: str,
-    ) -> tuple[torch.Tensor, str, str]:
-        if not disparity.metric:
-            raise ValueError(
-                "The disparity has no unit; a bokeh stack wants 1/metres: estimate it with a "
-                "metric depth model, or say what white stands for in Disparity from Image."
-            )
-        photo = one_photo(image)
-        nearness = nearness_of(disparity, photo)
-        lenses = [
-            choose_lens(nearness, K=strength, metric=True, image=photo, **focus)
-            for strength in check_strengths(numbers(K, "K", "10, 20, 30"))
-        ]
-        refocus = prepared(renderer, photo, nearness, True)
-        stack = torch.cat([refocus(lenses[index]) for index in progress(len(lenses))])
-        plane = float(lenses[0].df)
-        distance = 1 / plane if plane > 0 else float("inf")
-        return as_comfy_image(stack), K, f"{distance:.9g}"
-
-
-# --- What nodes share -----------------------------------------------------------------------------
-
-
-def device() -> str:
-    """Where models compute."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def as_photos(image: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) of ComfyUI's IMAGE, checked."""
-    return as_image_batch(image.movedim(-1, 1))
-
-
-def one_photo(image: torch.Tensor) -> torch.Tensor:
-    """(1, 3, H, W) of an IMAGE that holds one photograph."""
-    if len(image) != 1:
-        raise ValueError(
-            f"image is a batch of {len(image)}; wanted one photograph. ImageFromBatch takes one "
-            "out of a batch."
-        )
-    return as_photos(image)
-
-
-def as_comfy_image(pictures: torch.Tensor) -> torch.Tensor:
-    """ComfyUI's IMAGE of (B, 3, H, W)."""
-    return pictures.movedim(1, -1).float().cpu().contiguous()
-
-
-def nearness_of(disparity: DepthEstimate, photos: torch.Tensor) -> torch.Tensor:
-    """The disparity map (B, 1, H, W) of photographs (B, 3, H, W), checked against them."""
-    count, _, height, width = photos.shape
-    return as_disparity_batch(disparity.disparity, count, height, width, disparity.metric)
 
 
 def prepared(
@@ -518,42 +501,6 @@ def prepared(
     return refocus
 
 
-def progress(count: int) -> Any:
-    """The numbers from 0 to count - 1, with ComfyUI's bar, which also lets a person interrupt."""
-    try:
-        from comfy.utils import ProgressBar
-    except ImportError:  # outside ComfyUI
-        yield from tqdm(range(count), disable=count < 2)
-        return
-    bar = ProgressBar(count)
-    for index in range(count):
-        yield index
-        bar.update(1)
-
-
-def numbers(text: str, name: str, example: str) -> list[float]:
-    """The numbers in a text, separated by commas or spaces."""
-    try:
-        return [float(word) for word in text.replace(",", " ").split()]
-    except ValueError:
-        raise ValueError(
-            f"{name} is {text!r}; wanted numbers separated by commas, for instance {example}."
-        ) from None
-
-
-def number(default: float, low: float, high: float, step: float, tooltip: str) -> tuple[str, Any]:
-    """An input of one number."""
-    return (
-        "FLOAT",
-        {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip},
-    )
-
-
-def pixel(tooltip: str) -> tuple[str, Any]:
-    """An input of one column or row."""
-    return ("INT", {"default": 0, "min": 0, "max": 100000, "tooltip": tooltip})
-
-
 BLUR_NODES = {
     "BokehDiffLoadModel": (LoadModel, "Load Bokeh Model"),
     "BokehDiffClassicalRenderer": (ClassicalRendererNode, "Bokeh without a Model"),
@@ -561,7 +508,7 @@ BLUR_NODES = {
     "BokehDiffFocusMask": (FocusMask, "Focus on a Mask"),
     "BokehDiffFocusAuto": (FocusAuto, "Focus on the Subject"),
     "BokehDiffFocusDisparity": (FocusDisparity, "Focus on a Plane"),
+    "BokehDiffCamera": (CameraNode, "Camera"),
     "BokehDiffRender": (Render, "Render Bokeh"),
     "BokehDiffFocusPull": (FocusPull, "Focus Pull"),
-    "BokehDiffStack": (Stack, "Bokeh Stack"),
 }

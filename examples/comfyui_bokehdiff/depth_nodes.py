@@ -9,7 +9,7 @@ import torch
 import bokehdiff
 from bokehdiff.images import as_disparity_batch, as_image_batch
 
-from .blur_nodes import ONE_PHOTO, PHOTO, STRENGTHS, as_comfy_image, as_photos, device, numbers
+from .shared import ONE_PHOTO, PHOTO, STRENGTHS, as_comfy_image, as_photos, device, numbers
 
 if TYPE_CHECKING:
     from bokehdiff.depth import DepthEstimate
@@ -83,7 +83,7 @@ class DisparityFromImage:
                         "default": 0.0,
                         "min": 0.0,
                         "max": 100.0,
-                        "step": 0.01,
+                        "step": 0.005,
                         "tooltip": "What white stands for, in 1/metres; 0 if the map has no unit.",
                     },
                 ),

@@ -24,8 +24,8 @@ Prompt = dict[str, dict[str, Any]]
 
 
 def load_pack(folder: Path) -> ModuleType:
-    """The module of a folder in ``custom_nodes``."""
-    name = f"custom_nodes.{folder.name}"
+    """The module of a folder in ``custom_nodes``, under the name that ComfyUI gives it."""
+    name = str(folder).replace(".", "_x_")
     spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -80,7 +80,25 @@ def core_nodes(input_folder: Path) -> dict[str, type]:
         def save_images(self, images: torch.Tensor) -> dict[str, Any]:
             return super().save_images(images, "")
 
-    return {"LoadImage": LoadImage, "SaveImage": SaveImage, "PreviewImage": PreviewImage}
+    class SaveAnimatedWEBP(SaveImage):
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:
+            return {
+                "required": {
+                    "images": ("IMAGE", {}),
+                    "filename_prefix": ("STRING", {"default": "ComfyUI"}),
+                    "fps": ("FLOAT", {"default": 6.0, "min": 0.01, "max": 1000.0}),
+                    "lossless": ("BOOLEAN", {"default": True}),
+                    "quality": ("INT", {"default": 80, "min": 0, "max": 100}),
+                    "method": (["default", "fastest", "slowest"], {}),
+                }
+            }
+
+        def save_images(self, images: torch.Tensor, **_: Any) -> dict[str, Any]:
+            return super().save_images(images, "")
+
+    nodes = (LoadImage, SaveImage, PreviewImage, SaveAnimatedWEBP)
+    return {node.__name__: node for node in nodes}
 
 
 def declared_inputs(node: type) -> dict[str, tuple[Any, dict[str, Any]]]:
@@ -95,8 +113,30 @@ def is_widget(kind: Any) -> bool:
     return isinstance(kind, list) or kind in WIDGETS
 
 
+def check_format(workflow: dict[str, Any]) -> None:
+    """Asserts that the editor can read a workflow: its format 0.4."""
+    assert workflow["version"] == 0.4 and isinstance(workflow["extra"], dict)
+    for link in workflow["links"]:
+        assert [type(part) for part in link] == [int, int, int, int, int, str]
+    for node in workflow["nodes"]:
+        assert all(isinstance(node[name], int) for name in ("id", "order", "mode"))
+        assert len(node["pos"]) == len(node["size"]) == 2
+        assert node["properties"] == {"Node name for S&R": node["type"]}
+        assert node["flags"] == {} and isinstance(node["widgets_values"], list)
+        for socket in node["inputs"]:
+            assert set(socket) == {"name", "type", "link"}
+        for number, socket in enumerate(node["outputs"]):
+            assert set(socket) == {"name", "type", "links", "slot_index"}
+            assert socket["slot_index"] == number
+    # What runs first comes first.
+    order = {node["id"]: node["order"] for node in workflow["nodes"]}
+    assert sorted(order.values()) == list(range(len(order)))
+    assert all(order[source] < order[target] for _, source, _, target, _, _ in workflow["links"])
+
+
 def prompt_of(workflow: dict[str, Any], classes: dict[str, type]) -> Prompt:
     """The prompt that the editor makes of a workflow in its format 0.4, links checked."""
+    check_format(workflow)
     nodes = {node["id"]: node for node in workflow["nodes"]}
     assert len(nodes) == len(workflow["nodes"]) and max(nodes) <= workflow["last_node_id"]
     links = {link[0]: link for link in workflow["links"]}
@@ -105,14 +145,19 @@ def prompt_of(workflow: dict[str, Any], classes: dict[str, type]) -> Prompt:
     prompt: Prompt = {}
     for node in nodes.values():
         inputs = {}
-        values = iter(node.get("widgets_values", []))
-        for name, (kind, options) in declared_inputs(classes[node["type"]]).items():
+        values = iter(node["widgets_values"])
+        declared = declared_inputs(classes[node["type"]])
+        for name, (kind, options) in declared.items():
             if is_widget(kind):
                 inputs[name] = next(values)
                 if options.get("image_upload"):
                     next(values)  # of the button
+                if options.get("control_after_generate"):
+                    assert next(values) in ("fixed", "increment", "decrement", "randomize")
         assert not list(values), f"{node['type']} has more values than fields"
-        for slot, socket in enumerate(node.get("inputs", [])):
+        sockets = [name for name, (kind, _) in declared.items() if not is_widget(kind)]
+        assert [socket["name"] for socket in node["inputs"]] == sockets
+        for slot, socket in enumerate(node["inputs"]):
             if socket["link"] is not None:
                 _, source, output, target, its_slot, kind = links[socket["link"]]
                 assert (target, its_slot, kind) == (node["id"], slot, socket["type"])
@@ -120,7 +165,7 @@ def prompt_of(workflow: dict[str, Any], classes: dict[str, type]) -> Prompt:
                 assert socket["link"] in nodes[source]["outputs"][output]["links"]
                 inputs[socket["name"]] = [str(source), output]
         returned = list(classes[node["type"]].RETURN_TYPES)
-        assert [output["type"] for output in node.get("outputs", [])] == returned
+        assert [output["type"] for output in node["outputs"]] == returned
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -28,8 +30,10 @@ from tests.examples.comfyui_harness import (
     load_pack,
     prompt_of,
 )
+from tests.tiny_bokeh_stack import trained_adapter
 from tests.tiny_depth import save_tiny_depth
 from tests.tiny_depth_dsfa import save_tiny_dsfa
+from tests.tiny_flux import tiny_kontext_components
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACK = REPOSITORY / "examples" / "comfyui_bokehdiff"
@@ -114,6 +118,7 @@ def library_picture(pictures: np.ndarray, **settings: Any) -> torch.Tensor:
 def test_a_node_tells_the_editor_all_it_has_to(name):
     node = NODES[name]
     assert node.CATEGORY == "bokehdiff" and node.DESCRIPTION and NAMES[name]
+    assert "\n" not in node.DESCRIPTION
     assert callable(getattr(node, node.FUNCTION))
     assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS)
     for key, (kind, options) in declared_inputs(node).items():
@@ -150,7 +155,28 @@ def test_combo_boxes_hold_all_that_the_library_knows():
     assert inputs["method"][0] == list(METHODS)
 
 
-# --- The workflow ---------------------------------------------------------------------------------
+def test_numbers_survive_the_rounding_of_the_editor():
+    """It keeps as many digits behind the point as the step has."""
+    for name, node in NODES.items():
+        for key, (kind, options) in declared_inputs(node).items():
+            if kind == "FLOAT":
+                digits = max(-math.floor(math.log10(options["step"])), 0)
+                for value in (options["default"], options["min"]):
+                    assert round(value, digits) == value, (name, key)
+
+
+def test_the_pack_works_wherever_it_is_copied(tmp_path):
+    folder = shutil.copytree(PACK, tmp_path / "custom_nodes" / "lens.blur")
+    copied = load_pack(folder)
+    assert copied.NODE_DISPLAY_NAME_MAPPINGS == NAMES
+    for name, node in copied.NODE_CLASS_MAPPINGS.items():
+        file = sys.modules[node.__module__].__file__
+        assert Path(file).parent == folder and node is not NODES[name]
+    focus = copied.NODE_CLASS_MAPPINGS["BokehDiffFocusPoint"]()
+    assert focus.choose(3, 4) == ({"focus": (3, 4)},)
+
+
+# --- The workflows --------------------------------------------------------------------------------
 
 
 def test_the_workflow_renders_a_photo_as_the_library_does(pictures, tmp_path):
@@ -173,6 +199,25 @@ def test_the_workflow_renders_a_photo_as_the_library_does(pictures, tmp_path):
     assert np.abs(saved - pictures[0]).max() > 0.05  # and it is blurred
     shown = results[by_class["BokehDiffRender"]][1]
     torch.testing.assert_close(shown, wanted.coc.movedim(1, -1), atol=1e-6, rtol=0)
+
+
+def test_the_focus_pull_workflow_is_a_film_of_a_camera(pictures, tmp_path):
+    Image.fromarray((pictures[0] * 255).round().astype(np.uint8)).save(tmp_path / "example.png")
+    depth_model = save_tiny_depth(tmp_path.parent / "depth")
+    classes = {**core_nodes(tmp_path), **NODES}
+    prompt = prompt_of(json.loads((PACK / "workflow_focus_pull.json").read_text()), classes)
+    check(prompt, classes)
+    by_class = {node["class_type"]: key for key, node in prompt.items()}
+    prompt[by_class["BokehDiffEstimateDisparity"]]["inputs"]["depth_model"] = str(depth_model)
+    prompt[by_class["BokehDiffFocusPull"]]["inputs"]["frames"] = 2
+    first = Executor(classes).run(prompt)[by_class["SaveAnimatedWEBP"]][0]
+    pipe = bokehdiff.BokehFlowPipeline.from_pretrained(bokehdiff.FLOW_NANO)
+    pipe.depth_estimator = bokehdiff.DepthEstimator.from_pretrained(depth_model, cache_folder=None)
+    wanted = pipe(
+        tmp_path / "example.png", focus="auto", f_number=1.8, focal_length_mm=50,
+        sensor_width_mm=36, focus_distance_m=2, output_type="pt",
+    ).images  # fmt: skip
+    torch.testing.assert_close(first, wanted[0].movedim(0, -1).numpy(), atol=1e-5, rtol=0)
 
 
 def test_the_harness_refuses_a_wrong_workflow(tmp_path):
@@ -291,6 +336,58 @@ def test_models_in_folders(kind):
     assert isinstance(pipe, bokehdiff.BokehFlowPipeline) == (kind == "BokehFlow")
 
 
+# --- A camera -------------------------------------------------------------------------------------
+
+
+def test_a_camera_takes_the_place_of_k(pictures, images, disparity, metric, tiny):
+    """Relative disparity asks how far away things are; a map in 1/metres knows."""
+    lens = dict(f_number=1.4, focal_length_mm=85.0, sensor_width_mm=23.5)
+    room = dict(focus_distance_m=1.5, farthest_distance_m=4.0)
+    (camera,) = call("BokehDiffCamera", **lens, **room)
+    focus = call("BokehDiffFocusPoint", x=WIDTH // 2, y=HEIGHT // 2)[0]
+    for found, distances in ((disparity, room), (metric, {"metric": True})):
+        common = dict(image=images, disparity=found, focus=focus, renderer=tiny, camera=camera)
+        blurred, circles = call("BokehDiffRender", K=3.0, **common)
+        wanted = library_picture(
+            pictures,
+            disparity=found.disparity,
+            focus=(WIDTH // 2, HEIGHT // 2),
+            **lens,
+            **distances,
+        )
+        torch.testing.assert_close(blurred, wanted, atol=2e-6, rtol=0)
+        # K is not used, in neither of the pictures.
+        again = call("BokehDiffRender", K=700.0, **common)
+        assert torch.equal(again[0], blurred) and torch.equal(again[1], circles)
+
+
+def test_a_smaller_aperture_and_infinity(images, disparity):
+    renderer = call("BokehDiffClassicalRenderer", method="pyramid")[0]
+    focus = call("BokehDiffFocusAuto")[0]
+    common = dict(image=images[:1], disparity=disparity, focus=focus, renderer=renderer)
+    change = []
+    for f_number in (16.0, 4.0, 1.4):
+        (camera,) = call("BokehDiffCamera", f_number=f_number)
+        assert camera["farthest_distance_m"] == math.inf
+        blurred = call("BokehDiffRender", camera=camera, **common)[0]
+        change.append(float((blurred - images[:1]).abs().mean()))
+    assert change[0] < change[1] < change[2]
+
+
+def test_a_focus_pull_keeps_the_blur_of_its_first_frame(images, disparity):
+    renderer = call("BokehDiffClassicalRenderer", method="pyramid")[0]
+    near, far = (call("BokehDiffFocusPoint", x=x, y=HEIGHT // 2)[0] for x in (WIDTH // 2, 2))
+    (camera,) = call("BokehDiffCamera")
+    common = dict(image=images[:1], disparity=disparity, renderer=renderer)
+    (frames,) = call(
+        "BokehDiffFocusPull", focus_from=near, focus_to=far, frames=3, camera=camera, **common
+    )
+    K = bokehdiff.Camera(1.8, 50, 36).strength((HEIGHT, WIDTH), 0.9, focus_distance_m=2)
+    for frame, focus in ((0, near), (2, far)):
+        wanted = call("BokehDiffRender", focus=focus, K=K, **common)[0]
+        torch.testing.assert_close(frames[frame : frame + 1], wanted, atol=1e-5, rtol=0)
+
+
 # --- Focus pull -----------------------------------------------------------------------------------
 
 
@@ -326,33 +423,40 @@ def test_a_focus_pull_by_the_model(pictures, images, disparity, tiny):
     torch.testing.assert_close(frames, wanted, atol=2e-6, rtol=0)
 
 
-def test_the_bar_of_comfyui_moves_and_lets_a_person_interrupt(images, disparity, monkeypatch):
-    class Interrupted(Exception):
-        pass
+class Interrupted(Exception):
+    """What ComfyUI's bar raises when a person has stopped the run."""
+
+
+def progress_bars(monkeypatch: pytest.MonkeyPatch, last: int | None = None) -> list[Any]:
+    """ComfyUI's bars, as nodes make them; one of them is interrupted at the step `last`."""
+    made: list[Any] = []
 
     class ProgressBar:
-        totals: list[int] = []
-
         def __init__(self, total: int) -> None:
-            self.left = 2
-            self.totals.append(total)
+            self.total, self.done = total, 0
+            made.append(self)
 
         def update(self, value: int) -> None:
-            self.left -= value
-            if self.left == 0:
+            self.done += value
+            if self.done == last:
                 raise Interrupted
 
     utils = types.ModuleType("comfy.utils")
     utils.ProgressBar = ProgressBar  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "comfy", types.ModuleType("comfy"))
     monkeypatch.setitem(sys.modules, "comfy.utils", utils)
+    return made
+
+
+def test_the_bar_of_comfyui_moves_and_lets_a_person_interrupt(images, disparity, monkeypatch):
+    bars = progress_bars(monkeypatch, last=2)
     focus = call("BokehDiffFocusDisparity")[0]
     renderer = call("BokehDiffClassicalRenderer", method="pyramid")[0]
     common = dict(image=images[:1], disparity=disparity, renderer=renderer)
     call("BokehDiffRender", focus=focus, **common)
     with pytest.raises(Interrupted):
         call("BokehDiffFocusPull", focus_from=focus, focus_to=focus, frames=1000, **common)
-    assert ProgressBar.totals == [1, 1000]
+    assert [bar.total for bar in bars] == [1, 1000]
 
 
 # --- Disparity ------------------------------------------------------------------------------------
@@ -433,6 +537,84 @@ def test_a_stack_by_the_model(pictures, images, metric, tiny):
     assert float(distance) == pytest.approx(5)
 
 
+def test_a_stack_of_a_camera(images, metric):
+    """A picture for each f-number; the strengths come out for the nodes that find depth."""
+    renderer = call("BokehDiffClassicalRenderer", method="pyramid")[0]
+    focus = call("BokehDiffFocusDisparity", df=0.9)[0]
+    (camera,) = call("BokehDiffCamera", f_number=4.0, focal_length_mm=85.0)
+    common = dict(image=images[:1], disparity=metric, focus=focus, renderer=renderer)
+    stack, strengths, distance = call(
+        "BokehDiffStack", camera=camera, f_numbers="2.8, 4", K="700", **common
+    )
+    numbers = [float(word) for word in strengths.split(",")]
+    wanted = [
+        bokehdiff.Camera(f_number, 85).strength((HEIGHT, WIDTH), 0.9, metric=True)
+        for f_number in (2.8, 4)
+    ]
+    assert numbers == pytest.approx(wanted) and float(distance) == pytest.approx(1 / 0.9)
+    by_strength = call("BokehDiffStack", K=strengths, **common)
+    torch.testing.assert_close(stack, by_strength[0])
+    own = call("BokehDiffStack", camera=camera, **common)
+    assert len(own[0]) == 1 and float(own[1]) == pytest.approx(wanted[1])
+
+
+# --- Painted stacks -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kontext(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny FLUX.1-Kontext (kontext), its adapter (bokeh_lora.bin), and both in one
+    (together)."""
+    folder = tmp_path_factory.mktemp("kontext")
+    parts = tiny_kontext_components(folder)
+    pipe = bokehdiff.BokehStackPipeline(**parts, bokeh_adapter=trained_adapter())
+    pipe.save_bokeh_adapter(folder / "bokeh_lora.bin")
+    pipe.save_pretrained(folder / "together")
+    pipe.unload_bokeh_adapter()
+    pipe.save_pretrained(folder / "kontext")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def painter(kontext: Path) -> Any:
+    """What the node loads."""
+    file = str(kontext / "bokeh_lora.bin")
+    return call("BokehDiffLoadStackPainter", model=str(kontext / "kontext"), adapter=file)[0]
+
+
+def test_a_painted_stack_is_that_of_the_pipeline(kontext, painter, images, monkeypatch):
+    bars = progress_bars(monkeypatch)
+    common = dict(image=images[:1], K="0, 20", steps=2)
+    stack, strengths = call("BokehDiffPaintStack", painter=painter, seed=7, **common)
+    assert strengths == "0, 20" and stack.shape == (2, HEIGHT, WIDTH, 3)
+    pipe = bokehdiff.BokehStackPipeline.from_pretrained(kontext / "kontext")
+    pipe.load_bokeh_adapter(kontext / "bokeh_lora.bin")
+    wanted = pipe(
+        images[:1].movedim(-1, 1), [0, 20], generator=torch.Generator().manual_seed(7),
+        num_inference_steps=2, output_type="pt",
+    ).images.movedim(1, -1)  # fmt: skip
+    torch.testing.assert_close(stack, wanted, atol=1e-2, rtol=0)  # colours are put back in 8 bits
+    assert (stack - wanted).abs().mean() < 1e-4
+    assert [(bar.total, bar.done) for bar in bars] == [(2, 2)]  # K = 0 is not painted
+    other = call("BokehDiffPaintStack", painter=painter, seed=8, **common)[0]
+    assert torch.equal(stack[0], images[0]) and not torch.equal(other[1:], stack[1:])
+
+
+def test_a_painted_stack_of_a_camera(painter, images):
+    (camera,) = call("BokehDiffCamera", f_number=4.0, focal_length_mm=85.0, focus_distance_m=3.0)
+    paint = dict(image=images[:1], painter=painter, steps=1, camera=camera)
+    stack, strengths = call("BokehDiffPaintStack", f_numbers="2, 4", **paint)
+    wanted = [bokehdiff.strength_from_camera(f_number, 85, 3, 36, WIDTH) for f_number in (2, 4)]
+    assert [float(word) for word in strengths.split(",")] == pytest.approx(wanted)
+    assert len(stack) == 2
+
+
+def test_the_adapter_may_lie_in_the_folder_of_the_model(kontext, painter):
+    (pipe,) = call("BokehDiffLoadStackPainter", model=str(kontext / "together"), adapter="")
+    for name, value in painter.bokeh_adapter.state_dict().items():
+        assert torch.equal(value, pipe.bokeh_adapter.state_dict()[name])
+
+
 def test_depth_by_a_network_that_sees_the_stack(pictures, images, tmp_path):
     folder = save_tiny_dsfa(tmp_path)
     stack = torch.cat([images[1:], images[:1]])
@@ -500,7 +682,36 @@ def test_mistakes_that_only_nodes_can_make(images, disparity, metric, tiny):
         "BokehDiffDisparityFromImage", image=gray, normalise=True, white_per_metre=1.0
     )
     assert "is empty" in refusal("BokehDiffDepthFromBokeh", image=images, stack=images)
+    stack["focus"] = focus
+    assert "no camera is connected" in refusal("BokehDiffStack", **stack, f_numbers="2.8")
     load = "BokehDiffLoadModel"
     assert "inside bokehdiff" in refusal(load, folder_or_hub_id="mine")
     assert "is empty" in refusal(load, model="BokehFlow")
     assert "wanted none with FLOW_NANO" in refusal(load, model="FLOW_NANO", weights="mine")
+
+
+def test_mistakes_with_a_camera(images, disparity, metric, tiny):
+    assert "f_number is -1" in refusal("BokehDiffCamera", f_number=-1.0)
+    (camera,) = call("BokehDiffCamera", focus_distance_m=3.0, farthest_distance_m=2.0)
+    plane, farthest = (call("BokehDiffFocusDisparity", df=df)[0] for df in (0.2, 0.0))
+    render = dict(image=images[:1], disparity=disparity, focus=plane, renderer=tiny, camera=camera)
+    assert "wanted what is in focus nearer" in refusal("BokehDiffRender", **render)
+    (camera,) = call("BokehDiffCamera")
+    render |= {"camera": camera, "focus": farthest}
+    assert "df is 0, which is the farthest thing" in refusal("BokehDiffRender", **render)
+    stack = {**render, "disparity": metric, "f_numbers": "wide"}
+    assert "f_numbers is 'wide'; wanted numbers" in refusal("BokehDiffStack", **stack)
+
+
+def test_mistakes_with_a_painter(kontext, painter, images):
+    load, model = "BokehDiffLoadStackPainter", str(kontext / "kontext")
+    assert "no folder '/nowhere'" in refusal(load, model="/nowhere")
+    assert "model is empty" in refusal(load, model="")
+    assert "holds none" in refusal(load, model=model)
+    assert "/nowhere" in refusal(load, model=model, adapter="/nowhere")
+    if not torch.cuda.is_available():
+        assert "there is no GPU" in refusal(load, model=model, offload=True)
+    paint = dict(image=images[:1], painter=painter, steps=1)
+    assert "batch of 2" in refusal("BokehDiffPaintStack", **{**paint, "image": images})
+    assert "K is 700 for a photo of 72 x 48" in refusal("BokehDiffPaintStack", **paint, K="700")
+    assert "no camera is connected" in refusal("BokehDiffPaintStack", **paint, f_numbers="2.8")

@@ -60,7 +60,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_is_short_and_says_how_it_is_started(name):
     text = (EXAMPLES / f"{name}.py").read_text()
-    assert len(text.splitlines()) <= 65
+    assert len(text.splitlines()) <= 75
     assert f"python examples/{name}.py" in ast.get_docstring(ast.parse(text))
 
 
@@ -108,7 +108,7 @@ def test_stack_and_depth(tmp_path):
     error = float(said.split("Median error of inverse depth: ")[1].split("%")[0])
     assert error < 10
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {"K_6.png", "K_12.png", "found.png", "measured.png"}
+    assert names == {"sharp.png", "K_6.png", "K_12.png", "found.png", "measured.png"}
 
 
 @pytest.mark.slow

@@ -202,8 +202,8 @@ def raytraced(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 def test_the_example_finds_the_motorcycle_again(tmp_path: Path) -> None:
-    example = Path(__file__).resolve().parents[2] / "examples" / "depth_from_bokeh.py"
-    command = [sys.executable, str(example), "--output", str(tmp_path / "pictures")]
+    example = Path(__file__).resolve().parents[2] / "examples" / "stack_and_depth.py"
+    command = [sys.executable, str(example), "--out", str(tmp_path / "pictures")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     trusted, error, _ = (float(text) for text in re.findall(r"([\d.]+)%", ended.stdout))
