@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
@@ -53,10 +51,7 @@ def main() -> None:
 
     with timed("read the photograph and its disparity"):
         photo, _, measured = stereo_motorcycle()
-        known = np.isfinite(measured)
-        measured = np.where(known, measured, np.nan)
-        low, high = np.nanmin(measured), np.nanmax(measured)
-        disparity = (measured - low) / (high - low)
+        disparity = bokehdiff.normalise_disparity(measured)[0]
     with timed("load the model"):
         pipe = bokehdiff.BokehDiffPipeline.from_pretrained(arguments.model or bokehdiff.TINY)
     with (

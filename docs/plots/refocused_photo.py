@@ -12,11 +12,10 @@ import argparse
 import warnings
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from skimage.data import stereo_motorcycle
 
-from bokehdiff import TINY, BokehDiffPipeline
+from bokehdiff import TINY, BokehDiffPipeline, normalise_disparity
 
 FILE = Path(__file__).resolve().parents[1] / "images" / "refocused.jpg"
 
@@ -29,14 +28,11 @@ WIDTH, GAP = 494, 8
 def draw() -> Image.Image:
     """The three pictures side by side."""
     photo, _, measured = stereo_motorcycle()
-    measured = np.where(np.isfinite(measured), measured, np.nan)
-    low, high = np.nanmin(measured), np.nanmax(measured)
-    disparity = (measured - low) / (high - low)
     pipe = BokehDiffPipeline.from_pretrained(TINY)
     pipe.set_progress_bar_config(disable=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*unknown.*filled")
-        scene = pipe.prepare(photo, disparity)
+        scene = pipe.prepare(photo, normalise_disparity(measured)[0])
     focused = [pipe.render(scene, focus=place, K=K).images[0] for place in PLACES]
     pictures = [Image.fromarray(photo), *focused]
     height = round(WIDTH * photo.shape[0] / photo.shape[1])
