@@ -20,6 +20,8 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE_S = 250
+# On the sample's preview: the headlight, near, and the shelf behind the motorcycle, far.
+NEAR, FAR = (371, 108), (290, 62)
 SENTENCE = "document.querySelector('#said textarea').value"
 
 
@@ -31,9 +33,7 @@ def running_page(folder: Path, options: Sequence[str] | None = None) -> Iterator
         folder: an empty one, for its log and temporary files.
         options: of ``bokehdiff app``, which then starts it; else the repository's app.py does.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [str(REPOSITORY / "app.py")]
     if options is not None:
         command = ["-m", "bokehdiff", "app", "--port", str(port), *options]
@@ -52,7 +52,7 @@ def running_page(folder: Path, options: Sequence[str] | None = None) -> Iterator
         )  # fmt: skip
         address = f"http://127.0.0.1:{port}/"
         try:
-            _wait_until_it_answers(address, server, log)
+            wait_until_it_answers(address, server, log)
             yield address
         finally:
             server.terminate()
@@ -62,7 +62,15 @@ def running_page(folder: Path, options: Sequence[str] | None = None) -> Iterator
     assert not errors, log.read_text()
 
 
-def _wait_until_it_answers(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+def free_port() -> int:
+    """A port of this computer at which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_until_it_answers(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Waits for a server that starts; fails with its log if it ends, or takes too long."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -71,6 +79,11 @@ def _wait_until_it_answers(address: str, server: subprocess.Popen[bytes], log: P
         except OSError:
             assert server.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.2)
+
+
+def drop(page: Any, where: str, file: Path) -> None:
+    """Gives a file to one of the page's fields for files."""
+    page.set_input_files(f"{where} input[type=file]", str(file))
 
 
 def picture_shown(page: Any, where: str = "#picture img") -> np.ndarray:

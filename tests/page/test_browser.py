@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 
 from .running import (
+    FAR,
+    NEAR,
     click,
     detail,
+    drop,
     picture_shown,
     wait_for_picture,
     wait_for_sentence,
@@ -21,17 +24,10 @@ from .running import (
 # A server and a browser take longer to start than most tests take.
 pytestmark = pytest.mark.slow
 
-# On the sample's preview: the headlight, near, and the shelf behind the motorcycle, far.
-NEAR, FAR = (371, 108), (290, 62)
-
 
 def open_page(window: Any, address: str) -> None:
     window.goto(address)
     wait_for_picture(window, 512)
-
-
-def drop(window: Any, where: str, file: Path) -> None:
-    window.set_input_files(f"{where} input[type=file]", str(file))
 
 
 def striped_photo(file: Path, colour: tuple[int, int, int]) -> Path:

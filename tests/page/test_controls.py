@@ -15,13 +15,20 @@ from PIL import Image
 from tests.tiny_depth import save_tiny_depth
 from tests.trained_pipelines import base_pipeline
 
-from .running import click, detail, picture_shown, running_page, wait_for_picture, wait_for_sentence
+from .running import (
+    FAR,
+    NEAR,
+    click,
+    detail,
+    drop,
+    picture_shown,
+    running_page,
+    wait_for_picture,
+    wait_for_sentence,
+)
 
 # A server and a browser take longer to start than most tests take.
 pytestmark = pytest.mark.slow
-
-# On the sample's preview: the headlight, near, and the shelf behind the motorcycle, far.
-NEAR, FAR = (371, 108), (290, 62)
 
 
 def open_page(window: Any, address: str) -> None:
@@ -130,7 +137,7 @@ def test_disparity_is_estimated_and_a_model_of_ones_own_is_offered(
         window = visitor.new_page()
         open_page(window, address)
         choose(window, "BokehFlow")
-        window.set_input_files("#photo input[type=file]", str(tmp_path / "photo.png"))
+        drop(window, "#photo", tmp_path / "photo.png")
         wait_for_picture(window, 128)
         dark, bright = click(window, 20, 48), click(window, 100, 48)
         assert detail(bright, 100, 48) > 1.2 * detail(dark, 100, 48)

@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .running import click, detail, picture_shown, wait_for_picture, wait_for_sentence
+from .running import (
+    FAR,
+    NEAR,
+    click,
+    detail,
+    drop,
+    picture_shown,
+    wait_for_picture,
+    wait_for_sentence,
+)
 
 # A server and a browser take longer to start than most tests take.
 pytestmark = pytest.mark.slow
-
-# On the sample's preview: the headlight, near, and the shelf behind the motorcycle, far.
-NEAR, FAR = (371, 108), (290, 62)
 
 
 def open_page(window: Any, address: str) -> None:
@@ -43,7 +49,7 @@ def test_a_mistake_is_still_told_when_the_chosen_model_is_done(
     open_page(window, address)
     click(window, *NEAR)
     np.save(tmp_path / "other.npy", np.zeros((10, 20), np.float32))
-    window.set_input_files("#disparity input[type=file]", str(tmp_path / "other.npy"))
+    drop(window, "#disparity", tmp_path / "other.npy")
     wait_for_sentence(window, "The disparity map is 20 x 10 pixels")
     assert "The disparity map is 20 x 10 pixels" in wait_for_sentence(window, "TINY, ")
 

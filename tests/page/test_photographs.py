@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .running import click, detail, wait_for_picture, wait_for_sentence
+from .running import click, detail, drop, wait_for_picture, wait_for_sentence
 
 # A server and a browser take longer to start than most tests take.
 pytestmark = pytest.mark.slow
 
 ORIENTATION, TURN_RIGHT = 0x0112, 6
-
-
-def drop(window: Any, where: str, file: Path) -> None:
-    window.set_input_files(f"{where} input[type=file]", str(file))
 
 
 def near_above_far(file: Path, unit: float) -> Path:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from .running import PATIENCE_S, REPOSITORY
+from .running import REPOSITORY, free_port, wait_until_it_answers
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -157,9 +154,7 @@ def test_nothing_but_the_three_is_there(space: Path, surroundings: dict[str, str
 def test_the_space_shows_its_first_picture(space: Path, surroundings: dict[str, str]) -> None:
     gradio_client = pytest.importorskip("gradio_client", reason="comes with gradio")
     pytest.importorskip("skimage", reason="the sample photograph comes with scikit-image")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     # The two that a Space sets; there the name is 0.0.0.0.
     address = f"http://127.0.0.1:{port}/"
     served = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
@@ -180,17 +175,6 @@ def test_the_space_shows_its_first_picture(space: Path, surroundings: dict[str, 
     picture = np.asarray(Image.open(first_file(answer)).convert("RGB"))
     assert picture.shape[1] == 512  # the preview of the sample photograph
     assert picture.std() > 20
-
-
-def wait_until_it_answers(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except OSError:
-            assert server.poll() is None and time.monotonic() < end, log.read_text()
-            time.sleep(0.5)
 
 
 def first_file(answer: Any) -> str:
